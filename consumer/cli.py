@@ -1,0 +1,388 @@
+"""The command line: parse, gather the settings, call the module that does the work.
+
+Everything heavy is imported inside the commands, so that `consumer --help` comes at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from consumer.config import Settings
+from consumer.errors import ConsumerError, Fatal
+from consumer.exits import Exit
+from consumer.flags import CONNECTION, SCHEMAS, with_settings
+from consumer.layers import Shown, effective
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="consumer",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done, or stopped with everything committed · 1 cannot go on (the last line says what to do) · "
+    "2 wrong call or setting · 3 the deadline for stopping passed (nothing is lost) · 4 Kafka or the registry did not "
+    "answer in time.",
+)
+topics = typer.Typer(no_args_is_help=True, help="Create the topics of a task, or list those that are there.")
+produce = typer.Typer(no_args_is_help=True, help="Send events to a topic, to try a task with.")
+app.add_typer(topics, name="topics", rich_help_panel="Kafka")
+app.add_typer(produce, name="produce", rich_help_panel="Kafka")
+
+TaskArgument = Annotated[
+    str, typer.Argument(metavar="TASK", help="spam, or your own as package.module:Class", show_default=False)
+]
+OptionalTask = Annotated[
+    str | None,
+    typer.Argument(metavar="[TASK]", help="spam, or your own as package.module:Class", show_default=False),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, for scripts.")]
+Data = Annotated[
+    Path | None, typer.Option("--data", metavar="DIR", help="Folder with labelled e-mails in *.avro files.")
+]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"stream-consumer {version('stream-consumer')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Kafka events through torch models in micro-batches, with exactly one result per event.
+
+    \b
+    Start here:
+      consumer demo                          real e-mails, a real Kafka, watched live
+      consumer check spam                    is everything there that a worker needs?
+      consumer run spam --bootstrap-servers kafka:9092
+    """
+
+
+@app.command(rich_help_panel="Worker")
+@with_settings()
+def run(settings: Settings, task: TaskArgument) -> None:
+    """Read events, run the task on them, publish one result for each, exactly once. Ends on SIGTERM or Ctrl-C.
+
+    Start the same command again, here or on other machines, and the workers share the partitions. A second Ctrl-C
+    ends at once; nothing is lost, the next worker does the rest.
+
+    \b
+    Examples:
+      consumer run spam --bootstrap-servers kafka:9092
+      consumer run spam --instance-name $HOSTNAME --metrics-port 9464
+      consumer run my_package.my_module:MyTask --option threshold=0.9
+      consumer run spam -X security.protocol=sasl_ssl -X sasl.mechanism=SCRAM-SHA-512 \\
+          -X sasl.username=me -X sasl.password.file=/run/secrets/kafka
+      CONSUMER_BOOTSTRAP_SERVERS=kafka:9092 consumer run spam --config consumer.toml
+    """
+    settings.brokers()
+    from consumer import worker
+
+    _leave(worker.run(settings))
+
+
+@app.command(rich_help_panel="Worker")
+@with_settings()
+def check(settings: Settings, task: OptionalTask = None, as_json: AsJson = False) -> None:
+    """The doctor: looks at everything a worker needs and says how to mend what is wrong. Exit code 0 or 1.
+
+    \b
+    Examples:
+      consumer check                         Python, packages, GPU, broker
+      consumer check spam                    and its topics, schemas, model and transactions
+      consumer check spam --json | jq '.[] | select(.state == "fail")'
+    """
+    from consumer import check as doctor
+
+    findings = doctor.examine(settings)
+    if as_json:
+        _print_json([asdict(one) for one in findings])
+    else:
+        Console().print(doctor.as_table(findings))
+    _leave(Exit.FATAL if any(one.state == "fail" for one in findings) else Exit.OK)
+
+
+@app.command(rich_help_panel="Worker")
+@with_settings()
+def config(settings: Settings, task: OptionalTask = None, as_json: AsJson = False) -> None:
+    """Show what is in force and where each value came from; secrets are covered.
+
+    Flags outrank CONSUMER_... variables, those the TOML file, that the defaults. Every setting is a flag
+    (--max-chunk-records), a variable (CONSUMER_MAX_CHUNK_RECORDS) and a key of the file (max_chunk_records).
+
+    \b
+    Examples:
+      consumer config spam --config consumer.toml
+      CONSUMER_KAFKA='{"security.protocol": "ssl"}' consumer config --json
+    """
+    if task or settings.task:
+        from consumer.tasks import find_task
+
+        settings = settings.for_task(find_task(settings.task))
+    lines = effective(settings)
+    if as_json:
+        _print_json([asdict(line) for line in lines])
+    else:
+        Console().print(_settings_table(lines))
+
+
+@app.command(rich_help_panel="Try it out")
+@with_settings(only=CONNECTION)
+def demo(
+    settings: Settings,
+    events: Annotated[
+        int, typer.Option(min=1, help="E-mails to stream before it ends with a summary.")
+    ] = 2_000,
+    forever: Annotated[bool, typer.Option("--forever", help="Go on until Ctrl-C.")] = False,
+) -> None:
+    """Stream real e-mails through a real Kafka and a worker, watch it live, and count what came out.
+
+    Brings its own Kafka unless --bootstrap-servers names one. The first start downloads it (about 50 MB) and the
+    e-mails; later ones take seconds.
+
+    \b
+    Examples:
+      consumer demo --events 500
+      consumer demo --forever
+      consumer demo --bootstrap-servers localhost:9092
+    """
+    from consumer.local import demo as show
+
+    _leave(show.run(events=events, forever=forever, bootstrap_servers=settings.bootstrap_servers))
+
+
+@app.command(rich_help_panel="Try it out")
+def broker(
+    port: Annotated[
+        int, typer.Option(min=0, max=65_535, help="Port to listen on; 0 takes a free one.")
+    ] = 9092,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Keep the data here. Without it the data goes with the broker."),
+    ] = None,
+    java: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH", help="Your own Java 17+ (launcher or home) instead of the packaged one."
+        ),
+    ] = None,
+) -> None:
+    """Run a real Apache Kafka on this machine until Ctrl-C: one node, no Docker, for trying things out.
+
+    \b
+    Examples:
+      consumer broker
+      consumer broker --data-dir ./kafka --port 19092
+    """
+    from consumer.local.broker import EmbeddedBroker, serve
+
+    console = Console(stderr=True)
+
+    def announce(running: EmbeddedBroker) -> None:
+        console.print(
+            f"[green]Kafka is ready[/] at [bold]{running.bootstrap_servers}[/]; Ctrl-C stops it. In another shell:"
+        )
+        console.print(f"  export CONSUMER_BOOTSTRAP_SERVERS={running.bootstrap_servers}", highlight=False)
+
+    serve(EmbeddedBroker(data_dir=data_dir, port=port or None, java=java), announce)
+
+
+@produce.command("emails")
+@with_settings(only=[*CONNECTION, *SCHEMAS])
+def produce_emails(
+    settings: Settings,
+    mbox: Annotated[Path | None, typer.Option(metavar="FILE", help="Your mail in an mbox file.")] = None,
+    maildir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Your mail in a Maildir folder.")
+    ] = None,
+    avro: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="E-mails in an Avro container file.")
+    ] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="Stop after so many.", show_default="all")] = None,
+    rate: Annotated[
+        float | None, typer.Option(min=0.1, help="Events a second.", show_default="as fast as it goes")
+    ] = None,
+    topic: Annotated[str, typer.Option(help="Topic to send to.")] = "emails",
+) -> None:
+    """Send e-mails as Avro events: your own, or the public SpamAssassin corpus when none are named.
+
+    \b
+    Examples:
+      consumer produce emails --count 1000 --rate 50
+      consumer produce emails --mbox ~/Mail/inbox.mbox
+      consumer produce emails --maildir ~/Maildir --bootstrap-servers kafka:9092
+    """
+    from consumer.local import produce as sending
+
+    events = sending.emails(mbox=mbox, maildir=maildir, avro=avro)
+    sent = sending.produce(settings, topic, "email", events, count=count, rate_per_s=rate)
+    Console(stderr=True).print(f"[green]{sent:,} events[/] are in topic {topic}")
+
+
+@topics.command("create")
+@with_settings(only=[*CONNECTION, "input_topics", "output_topic", "dead_letter_topic"])
+def create_topics(
+    settings: Settings,
+    task: TaskArgument,
+    partitions: Annotated[
+        int, typer.Option(min=1, help="Partitions of each: so many workers can share the work.")
+    ] = 6,
+    replication: Annotated[
+        int | None, typer.Option(min=1, help="Copies of each.", show_default="what the brokers say")
+    ] = None,
+) -> None:
+    """Create what a task reads and writes, with settings that fit; those that are there are left alone.
+
+    \b
+    Example:
+      consumer topics create spam --partitions 12 --replication 3
+    """
+    from consumer.local.topics import ensure_topics
+    from consumer.tasks import find_task
+
+    settings = settings.for_task(find_task(settings.task))
+    names = [*settings.input_topics, settings.output_topic, settings.dead_letter_topic]
+    made = ensure_topics(settings, names, partitions=partitions, replication=replication)
+    console = Console()
+    for name in names:
+        console.print(f"{name}: " + ("[green]created[/]" if name in made else "is there"), highlight=False)
+
+
+@topics.command("list")
+@with_settings(only=CONNECTION)
+def list_topics(settings: Settings, as_json: AsJson = False) -> None:
+    """List the topics with their partitions, replicas and largest record."""
+    from consumer.local import probe
+
+    found = probe.topics(settings)
+    if as_json:
+        _print_json([asdict(one) for one in found])
+        return
+    table = Table("topic", "partitions", "replicas", "largest record", "cleanup", box=None)
+    for one in found:
+        table.add_row(
+            one.name,
+            str(one.partitions),
+            str(one.replicas),
+            f"{one.max_message_bytes:,} B",
+            one.cleanup_policy,
+        )
+    Console().print(table)
+
+
+@app.command(rich_help_panel="Models")
+def train(
+    task: TaskArgument,
+    data: Data = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where to write weights and model card.")
+    ] = None,
+) -> None:
+    """Train the model of a shipped task and write its weights and model card.
+
+    \b
+    Example:
+      consumer train spam --data emails/ --out my_model/
+    """
+    _trainer(task).train(data=data, out=out)
+
+
+@app.command(rich_help_panel="Models")
+def evaluate(task: TaskArgument, data: Data = None, as_json: AsJson = False) -> None:
+    """Measure the shipped model again: every family of data against a model that has never seen it.
+
+    \b
+    Example:
+      consumer evaluate spam --data emails/ --json
+    """
+    _trainer(task).evaluate(data=data, as_json=as_json)
+
+
+@app.command(rich_help_panel="Models")
+@with_settings(only=CONNECTION)
+def bench(
+    settings: Settings,
+    seconds: Annotated[float, typer.Option(min=1, help="Length of each measurement.")] = 15.0,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="overhead, model, latency, workers or memory.", show_default="all"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure throughput, latency and memory beside the limits of the client and of the model themselves.
+
+    \b
+    Examples:
+      consumer bench
+      consumer bench --only overhead --only latency --seconds 30
+    """
+    from consumer import bench as bench_module
+
+    _leave(
+        bench_module.run(
+            bootstrap_servers=settings.bootstrap_servers,
+            seconds=seconds,
+            only=tuple(only or ()),
+            as_json=as_json,
+        )
+    )
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Entry point of `consumer` and `python -m consumer`; always ends the process."""
+    try:
+        app(args=arguments, prog_name="consumer")
+    except ConsumerError as error:
+        console = Console(stderr=True, soft_wrap=True)
+        console.print("[bold red]error:[/] ", end="")
+        console.print(str(error), style="red", markup=False, highlight=False)
+        sys.exit(error.exit_code if isinstance(error, Fatal) else Exit.UNAVAILABLE)
+    sys.exit(Exit.OK)
+
+
+def _leave(code: int) -> NoReturn:
+    raise typer.Exit(int(code))
+
+
+def _trainer(task: str) -> Any:
+    from importlib import import_module
+
+    try:
+        return import_module(f"consumer.train.{task}")
+    except ModuleNotFoundError as error:
+        if error.name != f"consumer.train.{task}":
+            raise Fatal(
+                f"training needs the package {error.name!r}: pip install 'stream-consumer[train]'"
+            ) from error
+        raise Fatal(
+            f"there is no training for {task!r}: only shipped tasks can be trained", exit_code=Exit.USAGE
+        ) from error
+
+
+def _settings_table(lines: list[Shown]) -> Table:
+    table = Table("setting", "value", "from", "what it is", box=None, pad_edge=False)
+    for line in lines:
+        style = "dim" if line.source == "default" else "bold"
+        table.add_row(f"[{style}]{line.field}[/]", line.value, line.source, f"[dim]{line.description}[/]")
+    return table
+
+
+def _print_json(document: Any) -> None:
+    typer.echo(json.dumps(document, indent=2, ensure_ascii=False))

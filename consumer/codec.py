@@ -1,0 +1,329 @@
+"""Avro to events and results to Avro: the only door to fastavro.
+
+A value on a topic is a frame and an Avro datum.  Two frames are known, and the first byte tells them apart: `00` +
+4-byte schema id (Confluent, needs a registry), `C3 01` + CRC-64-AVRO fingerprint (Avro single-object encoding).
+
+A malformed value becomes a `BadRecord` in its place and costs its neighbours nothing.  Events carry plain Avro values:
+a timestamp stays an integer in the unit of its schema.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, cast
+
+import fastavro
+from fastavro.validation import ValidationError, validate
+
+from consumer.columns import Columns, Unsuited
+from consumer.errors import BadRecord, Fatal
+from consumer.records import Event
+from consumer.schema import SINGLE_OBJECT, Schema, load_schema, short, strict_definition
+from consumer.wire import explain
+
+__all__ = ["Decoder", "Definitions", "Encoder", "Schema", "load_schema", "read_container", "write_container"]
+
+_MAX_RECORD_BYTES = 4 << 20
+_FORGET_UNKNOWN_S = 30.0
+_MAX_UNKNOWN = 1_000
+_SINGLE_OBJECT_BYTES, _CONFLUENT_BYTES = 10, 5
+_LOOKS_LIKE = {
+    b"{": "it looks like JSON",
+    b"[": "it looks like JSON",
+    b"Obj\x01": "it is an Avro file, not an Avro value",
+    b"\xc3\x02": "its single-object version is not 1",
+}
+_BY_ERROR = (
+    (UnicodeDecodeError, "bad_utf8"),
+    (EOFError, "truncated"),
+    (IndexError, "truncated"),
+    (KeyError, "wrong_type"),
+)
+
+
+class Definitions(Protocol):
+    """Where writers' schemas are looked up: a schema registry."""
+
+    def definitions(self, schema_id: int) -> Sequence[str]:
+        """JSON text of the schema with this id, after the texts of those that it refers to.
+
+        Raises BadRecord `unknown_schema_id`, or Retry when the registry cannot be asked now.
+        """
+        ...
+
+
+class _Plan(NamedTuple):
+    """How to read what one writer wrote."""
+
+    writer: dict[str, Any]
+    reader: dict[str, Any] | None
+    start: int
+    """Length of the frame."""
+    guard: bytes
+    """Follows the value while fastavro resolves schemas: it skips unread fields past the end without a word, and then
+    it stands behind the guard."""
+    fresh: tuple[tuple[str, Any], ...]
+    """Defaults that two events must not share."""
+    source: Schema
+
+
+class Decoder:
+    """Reads the values of topics that carry one kind of event.  For one thread.
+
+    `writers` are further known schemas (older versions); `fields` limits what is read, `id` is always read.
+    """
+
+    def __init__(
+        self,
+        reader: Schema,
+        writers: Sequence[Schema] = (),
+        *,
+        registry: Definitions | None = None,
+        fields: Sequence[str] | None = None,
+        max_record_bytes: int = _MAX_RECORD_BYTES,
+    ) -> None:
+        self._reader = reader
+        self._wanted = reader if fields is None else reader.select(fields)
+        self._registry = registry
+        self._max_record_bytes = max_record_bytes
+        self._unknown: dict[bytes, tuple[BadRecord, float]] = {}
+        self._plans: dict[bytes, _Plan] = {}
+        for schema in (*writers, reader):
+            self._plans[schema.prefix] = self._plan(schema, _SINGLE_OBJECT_BYTES)
+
+    def decode_many(self, values: Sequence[bytes | None]) -> list[Event | BadRecord]:
+        """One event or BadRecord for each value, in order.  Raises Retry when the registry is needed and away."""
+        read, plan_of, limit = fastavro.schemaless_reader, self._plans.get, self._max_record_bytes
+        events: list[Event | BadRecord] = []
+        add = events.append
+        for value in cast("Sequence[bytes]", values):  # None fails like any other malformed value
+            try:
+                plan = plan_of(value[:5] if value[0] == 0 else value[:10])
+                writer, reader, start, guard, fresh, _ = plan  # type: ignore[misc]  # None: not known yet
+                size = len(value)
+                if size <= limit:
+                    stream = BytesIO(value + guard)
+                    stream.seek(start)
+                    event = cast("Event", read(stream, writer, reader))
+                    if stream.tell() == size:
+                        for name, default in fresh:
+                            event[name] = copy.deepcopy(default)
+                        add(event)
+                        continue
+            except Exception:  # whatever it was is looked at more closely below
+                pass
+            add(self._look_closely(value))
+        return events
+
+    def _look_closely(self, value: bytes | None) -> Event | BadRecord:
+        """Read a value that could not be read at once: its schema is not known yet, or something is wrong with it."""
+        if value is None:
+            return _bad("null_value", "the record has no value")
+        if not value:
+            return _bad("empty", "the value has no bytes")
+        if len(value) > self._max_record_bytes:
+            return _bad("too_large", f"{len(value)} bytes, max_record_bytes is {self._max_record_bytes}")
+        try:
+            plan = self._learn(value)
+        except BadRecord as error:
+            return _bad(error.reason, error.detail)
+        stream = BytesIO(value + plan.guard)
+        stream.seek(plan.start)
+        failure: Exception | None = None
+        try:
+            event = cast("Event", fastavro.schemaless_reader(stream, plan.writer, plan.reader))
+            if stream.tell() == len(value):
+                return event | copy.deepcopy(dict(plan.fresh))
+        except Exception as error:
+            failure = error
+        return self._diagnose(plan, value, failure, stream.tell())
+
+    def _diagnose(self, plan: _Plan, value: bytes, failure: Exception | None, at: int) -> BadRecord:
+        if found := explain(plan.source.definition, plan.source.named, value, plan.start):
+            return _bad(*found)
+        for kind, reason in _BY_ERROR:
+            if isinstance(failure, kind):
+                return _bad(reason, f"byte {at} of {len(value)}: {type(failure).__name__}")
+        if failure is None:
+            return _bad(
+                "trailing_bytes" if at < len(value) else "truncated", f"ends at byte {at} of {len(value)}"
+            )
+        return _bad(
+            "incompatible_schema",
+            f"what {plan.source.name} ({plan.source.prefix[2:].hex()}) writes cannot be read as {self._reader.name} "
+            f"({self._reader.prefix[2:].hex()}): {short(failure)}",
+        )
+
+    def _learn(self, value: bytes) -> _Plan:
+        """The plan for a value's frame, looked up in the registry when it is new.  Raises BadRecord or Retry."""
+        if value[0] == 0:
+            return self._learn_id(value)
+        if not value.startswith(SINGLE_OBJECT):
+            hint = next((text for start, text in _LOOKS_LIKE.items() if value.startswith(start)), "")
+            text = f"byte 0: 0x{value[:2].hex()} is neither 0x00 nor 0xc301" + (f"; {hint}" if hint else "")
+            raise BadRecord("bad_frame", text)
+        prefix = value[:_SINGLE_OBJECT_BYTES]
+        if len(prefix) < _SINGLE_OBJECT_BYTES:
+            raise BadRecord(
+                "truncated", f"the frame has {_SINGLE_OBJECT_BYTES} bytes, there are {len(value)}"
+            )
+        if plan := self._plans.get(prefix):
+            return plan
+        raise BadRecord(
+            "unknown_schema",
+            f"fingerprint {prefix[2:].hex()} is none of {', '.join(sorted(p[2:].hex() for p in self._plans if p[0]))}",
+        )
+
+    def _learn_id(self, value: bytes) -> _Plan:
+        prefix = value[:_CONFLUENT_BYTES]
+        if len(prefix) < _CONFLUENT_BYTES:
+            raise BadRecord("truncated", f"the frame has {_CONFLUENT_BYTES} bytes, there are {len(value)}")
+        if plan := self._plans.get(prefix):
+            return plan
+        known = self._unknown.get(prefix)
+        if known and time.monotonic() < known[1]:
+            raise known[0]
+        schema_id = int.from_bytes(prefix[1:], "big")
+        try:
+            if self._registry is None:
+                raise BadRecord("unknown_schema_id", f"id {schema_id}, but no schema registry is configured")
+            *after, text = self._registry.definitions(schema_id)
+            plan = self._plan(Schema.parse(text, after=after), _CONFLUENT_BYTES)
+        except BadRecord as error:
+            if len(self._unknown) >= _MAX_UNKNOWN:
+                self._unknown.clear()
+            self._unknown[prefix] = (_bad(error.reason, error.detail), time.monotonic() + _FORGET_UNKNOWN_S)
+            raise
+        self._plans[prefix] = plan
+        return plan
+
+    def _plan(self, writer: Schema, start: int) -> _Plan:
+        strict = strict_definition(writer, writer=True)
+        if writer.canonical == self._wanted.canonical:
+            return _Plan(strict, None, start, b"", (), writer)
+        written = {field["name"] for field in writer.definition["fields"]}
+        fresh = tuple(
+            (field["name"], field["default"])
+            for field in self._wanted.definition["fields"]
+            if isinstance(field.get("default"), dict | list) and written.isdisjoint(_names(field))
+        )
+        return _Plan(strict, strict_definition(self._wanted, writer=False), start, b"\0", fresh, writer)
+
+
+def _names(field: Mapping[str, Any]) -> set[str]:
+    return {field["name"], *field.get("aliases", ())}
+
+
+def _bad(reason: str, detail: str) -> BadRecord:
+    return BadRecord(reason, detail, stage="decode")
+
+
+class Encoder:
+    """Writes results.  With a registry's `schema_id` in the Confluent frame, else as single objects."""
+
+    def __init__(self, schema: Schema, *, schema_id: int | None = None) -> None:
+        self._schema = schema
+        self._prefix = schema.prefix if schema_id is None else b"\0" + schema_id.to_bytes(4, "big")
+        fields = schema.definition["fields"]
+        self._ints = [field["name"] for field in fields if field["type"] == "int"]
+        self._booleans = [field["name"] for field in fields if field["type"] == "boolean"]
+        self._columns: Columns | None = None
+        with suppress(Unsuited):
+            self._columns = Columns(schema.definition)
+
+    def encode_many(self, rows: Sequence[Event]) -> list[bytes | BadRecord]:
+        """One framed value for each row, or BadRecord `result_does_not_fit`, in order."""
+        if self._columns is not None:
+            with suppress(Unsuited):
+                return cast("list[bytes | BadRecord]", self._columns.write(self._prefix, rows))
+        return [self._encode(row) for row in rows]
+
+    def _encode(self, row: Event) -> bytes | BadRecord:
+        stream = BytesIO()
+        try:
+            self._check(row)
+            definition = cast("dict[str, Any]", self._schema.definition)
+            fastavro.schemaless_writer(
+                stream, definition, row, strict_allow_default=True, disable_tuple_notation=True
+            )
+        except Exception as error:
+            return BadRecord(
+                "result_does_not_fit", f"{self._schema.name}: {self._why(row, error)}", stage="encode"
+            )
+        return self._prefix + stream.getvalue()
+
+    def _check(self, row: Event) -> None:
+        """What fastavro writes without a word though no reader could make sense of it."""
+        for name in self._ints:
+            if not -0x80000000 <= row.get(name, 0) <= 0x7FFFFFFF:
+                raise OverflowError(f"field `{name}`: {row[name]} is no 32-bit int")
+        for name in self._booleans:
+            if row.get(name, False) not in (True, False):
+                raise TypeError(f"field `{name}`: {type(row[name]).__name__} is no boolean")
+
+    def _why(self, row: Any, error: Exception) -> str:
+        """Field and types; never content, for results may quote their event."""
+        if not isinstance(row, dict):
+            return f"a result must be a dict, not {type(row).__name__}"
+        fields = self._schema.definition["fields"]
+        if unknown := sorted(map(str, set(row) - {field["name"] for field in fields})):
+            return f"the schema has no field {', '.join(unknown)}"
+        if missing := [f["name"] for f in fields if f["name"] not in row and "default" not in f]:
+            return f"missing: {', '.join(missing)}"
+        try:
+            validate(row, cast("dict[str, Any]", self._schema.definition))
+        except ValidationError as failed:
+            first = failed.errors[0]
+            field = (first.field or "").removeprefix(f"{self._schema.name}.")
+            return f"field `{field}`: {type(first.datum).__name__} where {_type_name(first.schema)} is due"
+        return f"{type(error).__name__}: {short(error)}"
+
+
+def _type_name(node: Any) -> str:
+    if isinstance(node, list):
+        return " or ".join(map(_type_name, node))
+    if isinstance(node, dict):
+        return f"one of {', '.join(node['symbols'])}" if "symbols" in node else str(node["type"])
+    return str(node)
+
+
+def read_container(path: Path) -> Iterator[Event]:
+    """The records of an Avro object container file, one at a time, as plain Avro values.
+
+    Raises Fatal when it is none, is damaged, or has a schema that `Schema.parse` refuses.
+    """
+    try:
+        with path.open("rb") as stream:
+            avro = fastavro.reader(stream)
+            Schema.parse(avro.metadata["avro.schema"])
+            _without_logical_types(avro.writer_schema)
+            yield from cast("Iterator[Event]", avro)
+    except (GeneratorExit, Fatal):
+        raise
+    except BadRecord as error:
+        raise Fatal(f"{path}: {error.detail}") from error
+    except Exception as error:
+        raise Fatal(
+            f"{path} cannot be read as an Avro file ({type(error).__name__}: {short(error)})"
+        ) from error
+
+
+def write_container(path: Path, schema: Schema, events: Iterable[Event]) -> None:
+    """Write an Avro object container file (deflate)."""
+    with path.open("wb") as stream:
+        fastavro.writer(stream, dict(schema.definition), events, codec="deflate", strict_allow_default=True)
+
+
+def _without_logical_types(node: Any) -> None:
+    if isinstance(node, list):
+        for part in node:
+            _without_logical_types(part)
+    elif isinstance(node, dict):
+        node.pop("logicalType", None)
+        for key in ("type", "items", "values", "fields"):
+            _without_logical_types(node.get(key))

@@ -1,0 +1,407 @@
+"""Every setting of the product in one frozen object: its unit, its default and the reason for it.
+
+`Settings(...)` takes values as they are; `layers.load` gathers them: flags > environment `CONSUMER_...` > TOML file >
+defaults.  Strings that are empty and budgets that are None are the task's to say: `Settings.for_task` fills them in.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BeforeValidator,
+    ByteSize,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from consumer.errors import Fatal
+from consumer.exits import Exit
+from consumer.properties import admin_conf, consumer_conf, problems, producer_conf
+from consumer.secret import reveal, seal
+from consumer.task import Budget, Task
+
+__all__ = ["Settings"]
+
+MIB = 1 << 20
+
+
+def _names(value: Any) -> Any:
+    return (
+        tuple(filter(None, (part.strip() for part in value.split(",")))) if isinstance(value, str) else value
+    )
+
+
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)]
+Milliseconds = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+def _field(panel: str, default: Any, description: str, **limits: Any) -> Any:
+    return Field(default, description=description, json_schema_extra={"panel": panel}, **limits)
+
+
+class Settings(BaseSettings):
+    """What is in force.  Raises pydantic's ValidationError; `load` turns it into a readable `Fatal`."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        env_prefix="CONSUMER_",
+        env_ignore_empty=True,
+        hide_input_in_errors=True,
+        validate_default=True,
+    )
+    _origins: dict[str, str] = PrivateAttr(default_factory=dict)  # where `load` found each value
+
+    bootstrap_servers: str | None = _field(
+        "Kafka",
+        None,
+        "Brokers to ask first, as host:port[,host:port]. `consumer broker` starts one to try things with.",
+    )
+    task: str = _field(
+        "Task", "", "What to do with the events: a shipped task (spam) or your own (package.module:Class)."
+    )
+    task_options: dict[str, Any] = _field(
+        "Task",
+        {},
+        "Arguments for the task's constructor (--option key=value). Names ending in password, token or "
+        "api_key are kept secret and may come from a file: api_key_file=/run/secrets/key.",
+    )
+    group_id: str = _field(
+        "Kafka", "", "Consumer group; workers of one group share the work. Default consumer-<task>."
+    )
+    instance_name: str = _field(
+        "Kafka",
+        "",
+        "A name that survives restarts and no other worker has (a StatefulSet's pod name). A restart then "
+        "resumes at once, without a rebalance, and closes what its predecessor left open. Without it the host name and "
+        "process id are used, and a crash holds readers up for transaction_timeout_ms.",
+        pattern=r"^[A-Za-z0-9._-]{0,200}$",
+    )
+    input_topics: Names = _field(
+        "Topics", (), "Topics to read, separated by commas. Default: the task's events + s."
+    )
+    output_topic: str = _field("Topics", "", "Topic for the results. Default: the task's result + s.")
+    dead_letter_topic: str = _field(
+        "Topics", "", "Topic for records that could not be processed. Default: <task>_dead_letters."
+    )
+    auto_offset_reset: Literal["earliest", "latest", "error"] = _field(
+        "Kafka", "earliest", "Where a group starts that has never committed. earliest: nothing is left out."
+    )
+    kafka: dict[str, Any] = _field(
+        "Kafka",
+        {},
+        "Any librdkafka property (-X key=value, [kafka] in TOML), for TLS and SASL above all. A secret may "
+        "come from a file: sasl.password.file=/run/secrets/kafka. What would break exactly-once is refused.",
+    )
+
+    schema_registry_url: str | None = _field(
+        "Schemas",
+        None,
+        "Confluent-compatible schema registry. None: results carry the fingerprint of their schema.",
+    )
+    schema_registry_user: str | None = _field(
+        "Schemas", None, "User for the registry (basic authentication)."
+    )
+    schema_registry_password: SecretStr | None = _field(
+        "Schemas",
+        None,
+        "Password for the registry; better given as a file: CONSUMER_SCHEMA_REGISTRY_PASSWORD_FILE.",
+    )
+    schema_registry_token: SecretStr | None = _field(
+        "Schemas",
+        None,
+        "Bearer token for the registry, instead of user and password; may be given as a file too.",
+    )
+    schema_registry_ca_file: str | None = _field(
+        "Schemas", None, "PEM file with the certificate authority of the registry. None: those of the system."
+    )
+    schema_registry_timeout_ms: Milliseconds = _field(
+        "Schemas",
+        5_000,
+        "How long one answer of the registry may take; reading stands still meanwhile.",
+        ge=100,
+    )
+    schema_paths: Names = _field(
+        "Schemas",
+        (),
+        "Folders with further *.avsc files, for your own events and results; before the shipped ones.",
+    )
+
+    max_chunk_records: Count = _field(
+        "Flow",
+        2_000,
+        "Records of one poll at most: the unit of order and commit. Larger saves little, smaller costs "
+        "throughput.",
+    )
+    gather_ms: Milliseconds = _field(
+        "Flow",
+        2,
+        "How long a poll goes on collecting after its first record. 2 ms fills chunks without being felt.",
+    )
+    max_in_flight_records: Count = _field(
+        "Flow",
+        20_000,
+        "Records between poll and commit at most; reading pauses at it. Bounds memory, not speed.",
+    )
+    max_in_flight_bytes: ByteSize = _field(
+        "Flow", ByteSize(64 * MIB), "The same in bytes; half as much again is prefetched.", ge=MIB
+    )
+    max_record_bytes: ByteSize = _field(
+        "Flow",
+        ByteSize(8 * MIB),
+        "Larger values are not decoded but become dead letters: one record must not take "
+        "the memory of all. Base64 mail with attachments stays below.",
+        ge=1,
+    )
+    commit_interval_ms: Milliseconds = _field(
+        "Flow",
+        10,
+        "Least time between two transactions. Below 10 nothing is gained; larger trades latency for less "
+        "load on the brokers (median latency is about half of it + 10 ms).",
+    )
+    transaction_timeout_ms: Milliseconds = _field(
+        "Flow",
+        10_000,
+        "When the broker gives up a transaction of a worker that died. Short, because readers wait for it.",
+        ge=1_000,
+    )
+    session_timeout_ms: Milliseconds = _field(
+        "Flow",
+        10_000,
+        "After how long without heartbeat a worker counts as dead and others take over. Brokers refuse "
+        "less than group.min.session.timeout.ms (6000 by default).",
+        ge=1_000,
+    )
+    max_poll_interval_ms: Milliseconds = _field(
+        "Flow",
+        300_000,
+        "How long the loop may fail to poll before the worker counts as stuck. The model runs on its "
+        "own thread, so a slow model never uses this up.",
+        ge=1_000,
+    )
+    revoke_deadline_ms: Milliseconds = _field(
+        "Flow",
+        10_000,
+        "How long a rebalance may wait for the transaction in flight before its partitions go.",
+    )
+    drain_deadline_ms: Milliseconds = _field(
+        "Flow",
+        20_000,
+        "How long a stop (SIGTERM) may take to finish and commit what is in flight. Below Kubernetes' "
+        "terminationGracePeriodSeconds of 30.",
+    )
+    startup_timeout_ms: Milliseconds = _field(
+        "Flow",
+        60_000,
+        "How long to wait for brokers and topics at the start before giving up with exit code 1.",
+    )
+
+    max_batch_items: Count | None = _field(
+        "Batches", None, "Events of one model call at most. None: the task's own."
+    )
+    max_batch_tokens: Count | None = _field(
+        "Batches", None, "Padded tokens of one model call at most: longest x count. None: the task's own."
+    )
+    max_batch_bytes: ByteSize | None = _field(
+        "Batches", None, "Bytes of prepared input of one model call at most. None: the task's own.", ge=1
+    )
+    max_batch_age_ms: float | None = _field(
+        "Batches",
+        None,
+        "How long the oldest event waits for company while the device is idle. None: the task's own.",
+        ge=0,
+    )
+    prepare_threads: Count = _field(
+        "Batches",
+        max(1, min(4, (os.cpu_count() or 2) - 1)),
+        "Threads that tokenise and decode images. One core is "
+        "left to the loop; beyond 4 the interpreter lock eats the gain.",
+    )
+    prepare_slice: Count = _field(
+        "Batches",
+        64,
+        "Events that one prepare call gets: enough to make up for the hand-over, few enough to share.",
+    )
+    device: str = _field(
+        "Model",
+        "auto",
+        "cpu, cuda, cuda:N or mps; auto takes the best one present.",
+        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = _field(
+        "Model",
+        "auto",
+        "Number format of the model; auto takes the fastest that passes the task's tolerance check.",
+    )
+    torch_threads: Count | None = _field(
+        "Model",
+        None,
+        "CPU threads of one model call. None: torch's own choice, one a core; less when workers share.",
+    )
+
+    dead_letter_max_share: float = _field(
+        "Dead letters",
+        0.5,
+        "Largest share of dead letters within dead_letter_window before the worker stops: a bad "
+        "release must not drain the topic. 1 = off.",
+        gt=0,
+        le=1,
+    )
+    dead_letter_window: Count = _field("Dead letters", 1_000, "Records over which the share is taken.")
+    dead_letter_max_run: int = _field(
+        "Dead letters", 200, "So many dead letters in a row stop the worker. 0 = off.", ge=0
+    )
+
+    metrics_port: int | None = _field(
+        "Logs and metrics",
+        None,
+        "Port for Prometheus (0 = any free one). None: no port is opened.",
+        ge=0,
+        le=65_535,
+    )
+    log_format: Literal["auto", "pretty", "json"] = _field(
+        "Logs and metrics", "auto", "json: one object a line; pretty: for people; auto: pretty on a terminal."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = _field(
+        "Logs and metrics", "info", "Least weight of what is logged."
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)  # `layers.load` reads the others and remembers which
+
+    @field_validator("kafka", "task_options", mode="before")
+    @classmethod
+    def _seal(cls, value: Any) -> Any:
+        return seal(value) if isinstance(value, dict) else value
+
+    @field_validator("kafka")
+    @classmethod
+    def _as_text(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return {k: str(v).lower() if isinstance(v, bool) else v for k, v in value.items()}
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _lower(cls, value: Any) -> Any:
+        return value.lower() if isinstance(value, str) else value
+
+    @field_validator("schema_registry_url")
+    @classmethod
+    def _plain_url(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        if not re.match(r"https?://[^/]", url):
+            raise ValueError("must begin with http:// or https:// and name a host")
+        if "@" in url.split("://", 1)[1].split("/", 1)[0]:
+            raise ValueError(
+                "must not carry a user or a password, URLs end up in logs: use schema_registry_user and "
+                "schema_registry_password"
+            )
+        return url.rstrip("/")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        wrong = list(problems(self.kafka, self.transaction_timeout_ms, self.session_timeout_ms))
+        for smaller, larger, why in _ORDER:
+            if getattr(self, smaller) > getattr(self, larger):
+                wrong.append(
+                    f"{smaller} ({getattr(self, smaller)}) must not exceed {larger} "
+                    f"({getattr(self, larger)}): {why}"
+                )
+        if self.schema_registry_token and self.schema_registry_password:
+            wrong.append("schema_registry_token and schema_registry_password exclude each other")
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return self
+
+    def for_task(self, task: Task | type[Task]) -> Settings:
+        """The same with everything filled in that the task decides: group, topics and batch budget."""
+        own = {
+            "task": self.task or task.name,
+            "group_id": f"consumer-{task.name}",
+            "input_topics": tuple(f"{event}s" for event in task.events),
+            "output_topic": f"{task.result}s",
+            "dead_letter_topic": f"{task.name}_dead_letters",
+            "max_batch_items": task.budget.max_batch_items,
+            "max_batch_tokens": task.budget.max_batch_tokens,
+            "max_batch_bytes": task.budget.max_batch_bytes,
+            "max_batch_age_ms": task.budget.max_batch_age_ms,
+        }
+        missing = {name: value for name, value in own.items() if getattr(self, name) in (None, "", ())}
+        filled = self.model_copy(update=missing)
+        filled._origins = self._origins | dict.fromkeys(missing, f"task {task.name}")
+        for topic in (filled.output_topic, filled.dead_letter_topic):
+            if topic in filled.input_topics:
+                raise Fatal(
+                    f"topic {topic} is both read and written: every result would come back as an event. "
+                    "Give input_topics, output_topic and dead_letter_topic different names",
+                    exit_code=Exit.USAGE,
+                )
+        return filled
+
+    @property
+    def budget(self) -> Budget:
+        """Batch limits; complete after `for_task`."""
+        return Budget(
+            max_batch_items=self.max_batch_items or Budget().max_batch_items,
+            max_batch_tokens=self.max_batch_tokens,
+            max_batch_bytes=self.max_batch_bytes,
+            max_batch_age_ms=self.max_batch_age_ms or 0.0,
+        )
+
+    @property
+    def transactional_id(self) -> str:
+        """Stable over restarts where `instance_name` is given; else unique to this process."""
+        return f"{self.group_id}-{self.instance_name or f'{socket.gethostname()}-{os.getpid()}'}"
+
+    def task_arguments(self) -> dict[str, Any]:
+        """`task_options` with their secrets in the clear, for the task's constructor."""
+        return reveal(self.task_options)
+
+    def brokers(self) -> str:
+        """`bootstrap_servers`.  Raises Fatal where none are given."""
+        if not self.bootstrap_servers:
+            raise Fatal(
+                "no Kafka given: say --bootstrap-servers HOST:PORT or set CONSUMER_BOOTSTRAP_SERVERS; "
+                "`consumer broker` starts one on this machine",
+                exit_code=Exit.USAGE,
+            )
+        return self.bootstrap_servers
+
+    def consumer_conf(self) -> dict[str, Any]:
+        """Properties for the group's Consumer, secrets in the clear: for the client library only."""
+        return consumer_conf(self)
+
+    def producer_conf(self, transactional_id: str | None = None) -> dict[str, Any]:
+        """Properties for a Producer, transactional where an id is given; secrets in the clear."""
+        return producer_conf(self, transactional_id)
+
+    def admin_conf(self) -> dict[str, Any]:
+        """Properties that any client needs: where the brokers are and how to be let in; secrets in the clear."""
+        return admin_conf(self)
+
+
+_ORDER = (
+    ("commit_interval_ms", "transaction_timeout_ms", "a transaction would never be committed in time"),
+    ("max_chunk_records", "max_in_flight_records", "one poll would already be over the limit"),
+    ("max_record_bytes", "max_in_flight_bytes", "one record would already be over the limit"),
+    ("session_timeout_ms", "max_poll_interval_ms", "librdkafka requires it"),
+    ("revoke_deadline_ms", "max_poll_interval_ms", "a rebalance would cost the membership"),
+    ("gather_ms", "session_timeout_ms", "a poll must come back before the worker counts as dead"),
+)

@@ -1,0 +1,119 @@
+"""Dead letters: the record as it came, and why it went no further.
+
+Key, value, headers and timestamp are untouched; what we add stands in headers of its own, so that the bytes can be sent
+back to their topic after a fix.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from consumer.errors import BadRecord, Fatal
+from consumer.records import Headers, Outgoing, Record
+
+__all__ = ["PREFIX", "Cap", "Letters"]
+
+PREFIX = "dead_letter."
+"""Every header that we add starts with this."""
+
+_MAX_DETAIL = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Letters:
+    """Writes dead letters for one task into one topic."""
+
+    topic: str
+    task: str
+    model_version: str
+    group: str
+
+    def write(self, record: Record, error: BadRecord, traceparent: str | None = None) -> Outgoing:
+        """The dead letter of `record`."""
+        _, timestamp_ms = record.timestamp()
+        ours = {
+            "reason": error.reason,
+            "stage": error.stage or "unknown",
+            "error": error.detail[:_MAX_DETAIL],
+            "topic": record.topic(),
+            "partition": str(record.partition()),
+            "offset": str(record.offset()),
+            "timestamp_ms": str(timestamp_ms),
+            "task": self.task,
+            "model_version": self.model_version,
+            "group": self.group,
+            "failed_at_ms": str(time.time_ns() // 1_000_000),
+        }
+        if traceparent is not None:
+            ours["traceparent"] = traceparent
+        headers: Headers = [*(record.headers() or []), *((PREFIX + k, v.encode()) for k, v in ours.items())]
+        return Outgoing(self.topic, record.key(), record.value(), headers, max(timestamp_ms, 0), record)
+
+    def too_large(self, record: Record, nbytes: int, topic: str) -> Outgoing:
+        """The dead letter for an event whose result of `nbytes` the topic refused."""
+        detail = (
+            f"the result has {nbytes} bytes, more than topic {topic!r} takes; raise its max.message.bytes"
+        )
+        return self.write(record, BadRecord("result_too_large", detail, stage="publish"))
+
+    @staticmethod
+    def shorten(letter: Outgoing) -> Outgoing:
+        """The same letter without its value, for a dead-letter topic that refused it; the origin still has it."""
+        note = f"{len(letter.value or b'')} bytes left out: too large for this topic; read them at the origin"
+        return replace(letter, value=None, headers=[*letter.headers, (PREFIX + "value", note.encode())])
+
+
+class Cap:
+    """Stops the worker when too much goes wrong: a bad deployment must not drain a topic into dead letters.
+
+    `max_share` of the last `window` records, judged once the window is full; `max_run` dead letters in a row (0 = off).
+    """
+
+    def __init__(self, max_share: float, window: int, max_run: int) -> None:
+        self._max_share = max_share
+        self._window = window
+        self._max_run = max_run
+        self._counts: deque[tuple[int, int]] = deque()
+        self._seen = 0
+        self._dead = 0
+        self._run = 0
+
+    def observe(self, dead: Sequence[int], count: int, latest: BadRecord | None) -> None:
+        """Take in a chunk of `count` records of which those at the positions `dead` (ascending) went wrong.
+
+        Raises Fatal over the cap; the chunk must then not be committed.
+        """
+        self._follow_run(dead, count, latest)
+        self._counts.append((count, len(dead)))
+        self._seen += count
+        self._dead += len(dead)
+        while self._seen - self._counts[0][0] >= self._window:
+            old_count, old_dead = self._counts.popleft()
+            self._seen -= old_count
+            self._dead -= old_dead
+        if self._seen >= self._window and self._dead > self._max_share * self._seen:
+            raise _over(f"{self._dead} of the last {self._seen} records", "dead_letter_max_share", latest)
+
+    def _follow_run(self, dead: Sequence[int], count: int, latest: BadRecord | None) -> None:
+        if not dead:
+            self._run = 0 if count else self._run
+            return
+        end = -1
+        for place in dead:
+            self._run = self._run + 1 if place == end + 1 else 1
+            end = place
+            if self._max_run and self._run > self._max_run:
+                raise _over(f"{self._run} records in a row", "dead_letter_max_run", latest)
+        if end != count - 1:
+            self._run = 0
+
+
+def _over(what: str, setting: str, latest: BadRecord | None) -> Fatal:
+    return Fatal(
+        f"{what} became dead letters, the latest for: {latest}. That looks like a bad deployment or a wrong topic, so "
+        f"nothing more is read; the offsets of this chunk are not committed. Mend the cause and start again, or raise "
+        f"{setting} if this much is expected"
+    )

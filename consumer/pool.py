@@ -1,0 +1,57 @@
+"""The prepare pool: CPU-heavy, state-free work on slices of a chunk, on threads of its own.  Knows no Kafka."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from consumer.engine import Failed
+from consumer.errors import BadRecord, ConsumerError, Fatal
+from consumer.isolation import isolate
+from consumer.records import Event
+from consumer.task import Item, Task
+
+__all__ = ["Pool", "Prepared"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The items of the events at `start`... of a chunk; a `BadRecord` stands for one that was rejected."""
+
+    chunk: int
+    start: int
+    items: Sequence[Item | BadRecord]
+
+
+class Pool:
+    """Runs `task.prepare`.  `post` takes `Prepared` and `Failed` back to the loop; `submit` never blocks."""
+
+    def __init__(self, task: Task, threads: int, post: Callable[[Prepared | Failed], None]) -> None:
+        self._task = task
+        self._post = post
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="prepare")
+
+    def submit(self, chunk: int, start: int, events: Sequence[Event]) -> None:
+        """Prepare `events`, which stand at `start`... of the chunk."""
+        self._threads.submit(self._prepare, chunk, start, events)
+
+    def stop(self) -> None:
+        """Drop what has not begun."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _prepare(self, chunk: int, start: int, events: Sequence[Event]) -> None:
+        try:
+            items = isolate(self._call, events, stage="prepare")
+        except ConsumerError as error:
+            self._post(Failed(error))
+        except BaseException as error:
+            failure = Fatal(f"the prepare pool failed: {type(error).__name__}: {error}")
+            failure.__cause__ = error
+            self._post(Failed(failure))
+        else:
+            self._post(Prepared(chunk, start, items))
+
+    def _call(self, events: Sequence[Any]) -> Sequence[Any]:
+        return self._task.prepare(events, [None] * len(events))

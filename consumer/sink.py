@@ -1,0 +1,303 @@
+"""Group commit: everything that has finished goes out in one transaction, again and again.  A thread of its own.
+
+    loop ──Finished──► [inbox] ──gather──► pending ──commit──► Settled ──► loop
+                                   ▲           │ aborted, stale, too large, unknown
+                                   └─ recover ◄┘
+
+Light load, small quick transactions; heavy load, they grow by themselves.  What is pending stays in memory until Kafka
+has it, so that an abort costs no second inference.  There is one way to recover: establish what was committed, drop what
+is not ours any more, send the rest again.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from consumer.errors import ConsumerError, Fatal, Retry
+from consumer.producer import (
+    MembershipStale,
+    OutcomeUnknown,
+    RetryTransaction,
+    TooLarge,
+    TransactionalProducer,
+)
+from consumer.records import Finished, Grant, Outgoing, Record, TopicPartition
+
+__all__ = ["Aborted", "Settle", "Settled", "Sink", "SinkFailed", "WantGrant"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """Loop to sink: commit what is pending now, under this grant, and say when it is done."""
+
+    grant: Grant
+    done: threading.Event
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """Sink to loop: these chunks are over: committed, or dropped where their partitions went away."""
+
+    numbers: tuple[int, ...]
+    dropped: frozenset[TopicPartition]
+    """Partitions whose part of them was dropped."""
+    records: int
+    """Results and dead letters that became visible."""
+    began_ns: int
+    ended_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Aborted:
+    """Sink to loop: a transaction was given up and is tried again."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class WantGrant:
+    """Sink to loop: the membership has changed; send a fresh `Grant`."""
+
+
+@dataclass(frozen=True, slots=True)
+class SinkFailed:
+    """Sink to loop: cannot go on."""
+
+    error: ConsumerError
+
+
+Report = Settled | Aborted | WantGrant | SinkFailed
+
+_FENCED_AGAIN_S = 30.0
+_NO_MEMBER_S = 0.02
+
+
+class Sink:
+    """Owns the producer.  `submit` never blocks; `post` takes reports back to the loop.
+
+    `too_large(record, nbytes, topic)` makes the dead letter for an event whose result a topic refuses; `shorten` makes a
+    dead letter fit when its own topic refuses it.
+    """
+
+    def __init__(
+        self,
+        producer_conf: Mapping[str, Any],
+        admin_conf: Mapping[str, Any],
+        group_id: str,
+        *,
+        commit_interval_ms: float,
+        too_large: Callable[[Record, int, str], Outgoing],
+        shorten: Callable[[Outgoing], Outgoing],
+        post: Callable[[Report], None],
+    ) -> None:
+        self._connect: Callable[[], TransactionalProducer] = lambda: TransactionalProducer(
+            producer_conf, admin_conf, group_id, lambda: self._abandoned
+        )
+        self._interval_s = commit_interval_ms / 1000
+        self._too_large = too_large
+        self._shorten = shorten
+        self._post = post
+        self._inbox: queue.SimpleQueue[Finished | Grant | Settle | None] = queue.SimpleQueue()
+        self._pending: list[Finished] = []
+        self._grant: Grant | None = None
+        self._waiters: list[threading.Event] = []
+        self._stopping = False
+        self._abandoned = False
+        self._fenced_at = float("-inf")
+        self._committed_at = float("-inf")
+        self._thread = threading.Thread(target=self._main, name="sink", daemon=True)
+
+    def start(self) -> None:
+        """Connect and take over the transactional id, which ends what a predecessor left open; does not wait."""
+        self._thread.start()
+
+    def submit(self, message: Finished | Grant | Settle) -> None:
+        """A finished chunk, or what the sink needs to know about the membership."""
+        self._inbox.put(message)
+        if isinstance(message, Settle) and not self._thread.is_alive():
+            message.done.set()  # nobody is left to answer
+
+    def stop(self, timeout_s: float) -> bool:
+        """Commit what is pending and end; False when the deadline passed first."""
+        if not self._thread.is_alive():
+            return True
+        self._inbox.put(None)
+        self._thread.join(timeout_s)
+        self._abandoned = True
+        return not self._thread.is_alive()
+
+    # The sink thread.
+
+    def _main(self) -> None:
+        try:
+            producer = self._connect()
+            while not (self._stopping and not self._pending):
+                self._gather()
+                if self._pending:
+                    self._commit_pending(producer)
+                self._wake_waiters()
+            producer.close()
+        except ConsumerError as error:
+            self._post(SinkFailed(error))
+        except Exception as error:
+            failure = Fatal(f"the sink failed: {type(error).__name__}: {error}")
+            failure.__cause__ = error
+            self._post(SinkFailed(failure))
+        finally:
+            self._wake_waiters()
+
+    def _wake_waiters(self) -> None:
+        for waiter in self._waiters:
+            waiter.set()
+        self._waiters.clear()
+
+    def _gather(self) -> None:
+        """Wait for work, then until the commit interval is over; somebody who waits for us cuts it short."""
+        if not self._pending and not self._stopping:
+            self._take(self._inbox.get())
+        while not self._waiters and not self._stopping:
+            left = self._committed_at + self._interval_s - time.monotonic()
+            try:
+                self._take(self._inbox.get(timeout=left) if left > 0 else self._inbox.get_nowait())
+            except queue.Empty:
+                return
+
+    def _take(self, message: Finished | Grant | Settle | None) -> None:
+        match message:
+            case Finished():
+                self._pending.append(message)
+            case Grant():
+                self._grant = message
+            case Settle():
+                self._grant = message.grant
+                self._waiters.append(message.done)
+            case None:
+                self._stopping = True
+
+    def _commit_pending(self, producer: TransactionalProducer) -> None:
+        """Bring everything pending into Kafka, however many attempts it takes."""
+        began_ns = time.monotonic_ns()
+        numbers: set[int] = set()
+        dropped: set[TopicPartition] = set()
+        attempt = 0
+        while True:
+            numbers.update(finished.number for finished in self._pending)
+            dropped |= self._drop_foreign()
+            if not self._pending or self._attempt(producer):
+                break
+            attempt += 1
+            if attempt > 1:
+                time.sleep(min(0.01 * 2**attempt, 1.0))
+        records = sum(len(finished.values) + len(finished.dead) for finished in self._pending)
+        self._pending = []
+        self._committed_at = time.monotonic()
+        self._post(
+            Settled(tuple(sorted(numbers)), frozenset(dropped), records, began_ns, time.monotonic_ns())
+        )
+
+    def _attempt(self, producer: TransactionalProducer) -> bool:
+        """One transaction; after False everything is ready for the next."""
+        assert self._grant is not None
+        try:
+            producer.commit(self._pending, self._grant.metadata)
+            return True
+        except RetryTransaction as aborted:
+            log.warning("transaction aborted (%s); its results are kept and sent again", aborted)
+            self._post(Aborted(aborted.reason))
+            if isinstance(aborted, TooLarge):
+                self._dead_letter(aborted)
+            elif isinstance(aborted, MembershipStale):
+                self._await_grant()
+        except OutcomeUnknown as unknown:
+            log.warning(
+                "transaction failed (%s); replacing the producer and looking what was committed", unknown
+            )
+            self._post(Aborted(unknown.reason))
+            if unknown.fenced:
+                self._refuse_to_be_fenced_twice(producer.transactional_id)
+            producer.replace()
+            self._drop_committed(producer)
+        return False
+
+    # What is pending.
+
+    def _drop_foreign(self) -> set[TopicPartition]:
+        """Leave out what came from partitions that are not ours any more, or are ours anew and read again."""
+        grant = self._grant
+        while grant is None or grant.metadata is None:
+            self._await_grant()
+            grant = self._grant
+        dropped: set[TopicPartition] = set()
+        kept = []
+        for finished in self._pending:
+            gone = frozenset(tp for tp, epoch in finished.epochs.items() if grant.epochs.get(tp) != epoch)
+            dropped |= gone
+            rest = finished.without(gone)
+            if rest.next_offsets:
+                kept.append(rest)
+        self._pending = kept
+        return dropped
+
+    def _drop_committed(self, producer: TransactionalProducer) -> None:
+        """Settle an unknown outcome: what the group's committed offsets have passed is done, the rest is not.
+
+        A transaction is whole, so either all of it is behind the offsets or none.  Partitions that somebody else has
+        taken meanwhile may be further on: theirs are not ours to send either.
+        """
+        at = producer.committed(sorted({tp for f in self._pending for tp in f.next_offsets}))
+        kept = []
+        for finished in self._pending:
+            done = frozenset(tp for tp, offset in finished.next_offsets.items() if offset <= at.get(tp, -1))
+            rest = finished.without(done)
+            if rest.next_offsets:
+                kept.append(rest)
+        log.info("%d of %d chunks had been committed", len(self._pending) - len(kept), len(self._pending))
+        self._pending = kept
+
+    def _await_grant(self) -> None:
+        """Membership moved on: nothing can be committed until the loop says what is ours in the new generation."""
+        self._grant = None
+        self._post(WantGrant())
+        while self._grant is None:
+            self._take(self._inbox.get())
+            if self._stopping:
+                raise Retry(
+                    "stopped while the group was changing; the next worker does what is pending again"
+                )
+        if self._grant.metadata is None:
+            time.sleep(_NO_MEMBER_S)  # no member at the moment; the loop hears of it in its next poll
+
+    def _refuse_to_be_fenced_twice(self, transactional_id: str) -> None:
+        now = time.monotonic()
+        if now - self._fenced_at < _FENCED_AGAIN_S:
+            raise Fatal(
+                f"another worker uses the transactional id {transactional_id!r}: it has thrown this one out twice. Give "
+                "every worker its own instance_name"
+            )
+        self._fenced_at = now
+
+    def _dead_letter(self, refused: TooLarge) -> None:
+        """Replace what was too large; if others are too, they are refused again and come one by one."""
+        for place, finished in enumerate(self._pending):
+            if finished.topic == refused.topic:
+                for i, value in enumerate(finished.values):
+                    if len(value) == refused.nbytes:
+                        letter = self._too_large(finished.sources[i], refused.nbytes, refused.topic)
+                        self._pending[place] = finished.with_dead(i, letter)
+                        return
+            for i, letter in enumerate(finished.dead):
+                if letter.topic == refused.topic and len(letter.value or b"") == refused.nbytes > 0:
+                    dead = [*finished.dead[:i], self._shorten(letter), *finished.dead[i + 1 :]]
+                    self._pending[place] = replace(finished, dead=dead)
+                    return
+        raise Fatal(
+            f"{refused}, and there is nothing left to leave out; raise max.message.bytes of that topic"
+        )

@@ -1,0 +1,69 @@
+"""Task `spam`: is an e-mail spam?  Subject, text and HTML in; label, calibrated probability and threshold out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from consumer.errors import BadRecord
+from consumer.models.minilm import PAD
+from consumer.models.spam import ENCODER_IDS, load_spam
+from consumer.models.tokens import MAX_IDS, Ids, encode
+from consumer.records import Event
+from consumer.task import Budget, Item
+from consumer.torch_task import TorchTask
+
+__all__ = ["SpamTask"]
+
+
+class SpamTask(TorchTask):
+    """A verdict on each e-mail.  One without any text gets one too: the model's for an empty letter."""
+
+    name = "spam"
+    events = ("email",)
+    result = "spam_verdict"
+    fields = ("id", "subject", "body", "html")
+    budget = Budget(max_batch_items=256, max_batch_tokens=8_192)
+    tolerance = 0.02
+    example = {
+        "id": "20260301.4711@shop.example.org",
+        "received_at": 1_772_366_400_000,
+        "from": "Watches Direct <deals@shop.example.org>",
+        "to": ["you@example.com"],
+        "subject": "Last day: 80% off luxury watches!!!",
+        "body": "Dear customer,\n\nthis offer ends TONIGHT. Click http://shop.example.org/w?id=8812 and save $1,200.\n",
+        "html": None,
+        "headers": {"mime-version": "1.0"},
+    }
+
+    def build(self, device: torch.device) -> None:
+        loaded = load_spam()
+        self._model = loaded.model.to(device)
+        self._threshold = loaded.threshold
+        self.version = loaded.version
+
+    def prepare(self, events: Sequence[Event], recalled: Sequence[Any]) -> Sequence[Item | BadRecord]:
+        """Token ids of each mail; an item costs as many tokens as the encoder sees of it."""
+        rows = encode([(event["subject"], event["body"], event.get("html")) for event in events])
+        return [Item(ids, tokens=min(len(ids), ENCODER_IDS), nbytes=ids.nbytes) for ids in rows]
+
+    def largest(self) -> Item:
+        ids = np.arange(1_000, 1_000 + MAX_IDS, dtype=np.int32)
+        return Item(ids, tokens=ENCODER_IDS, nbytes=ids.nbytes)
+
+    def collate(self, items: Sequence[Ids]) -> Mapping[str, torch.Tensor]:
+        ids = np.full((len(items), max(map(len, items))), PAD, dtype=np.int32)
+        for row, item in zip(ids, items, strict=True):
+            row[: len(item)] = item
+        return {"ids": torch.from_numpy(ids)}
+
+    def forward(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """ids (batch, length) -> probability of spam (batch,)."""
+        return torch.sigmoid(self._model(tensors["ids"]))
+
+    def finish(self, event: Event, output: float, state: Mapping[str, Any]) -> Event:
+        label = "spam" if output >= self._threshold else "ham"
+        return {"label": label, "probability": output, "threshold": self._threshold}

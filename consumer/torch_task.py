@@ -1,0 +1,117 @@
+"""A task whose model is a torch module: three functions to write, and copies that overlap with computing.
+
+On CUDA a batch is collated into pinned host memory and copied on a stream of its own while the batch before it runs;
+the forward pass runs under autocast in the device's precision.  The precision is checked on the example against fp32
+before the worker joins its group and given up when it changes the outputs by more than `tolerance`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from consumer.task import Device, Task
+
+__all__ = ["TorchTask"]
+
+log = logging.getLogger(__name__)
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class _Staged:
+    tensors: Mapping[str, torch.Tensor]
+    count: int
+    copied: Any  # torch.cuda.Event, or None where copying is synchronous
+
+
+class TorchTask(Task):
+    """Write `build`, `collate`, `forward` and `split`; the rest is inherited."""
+
+    on_device: ClassVar[bool] = True
+    tolerance: ClassVar[float] = 0.02
+    """Largest absolute difference of `forward` outputs on the example between the chosen precision and fp32."""
+
+    def build(self, device: torch.device) -> None:
+        """Make the model on `device`, in eval mode."""
+        raise NotImplementedError
+
+    def collate(self, items: Sequence[Any]) -> Mapping[str, torch.Tensor]:
+        """Item values -> CPU tensors, first axis the batch, padded to the longest."""
+        raise NotImplementedError
+
+    def forward(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Tensors on the device -> one tensor, first axis the batch."""
+        raise NotImplementedError
+
+    def split(self, outputs: torch.Tensor) -> Sequence[Any]:
+        """fp32 outputs on the CPU -> one output an item."""
+        return list(outputs.tolist())
+
+    def load(self, device: Device) -> None:
+        self._device = torch.device(device.name)
+        self._dtype = _DTYPES.get(device.precision)
+        self._copies = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+        self.build(self._device)
+        self._check_precision()
+
+    @torch.inference_mode()
+    def stage(self, items: Sequence[Any]) -> _Staged:
+        tensors = self.collate(items)
+        if self._copies is None:
+            return _Staged({k: t.to(self._device) for k, t in tensors.items()}, len(items), None)
+        with torch.cuda.stream(self._copies):
+            there = {k: t.pin_memory().to(self._device, non_blocking=True) for k, t in tensors.items()}
+            copied = torch.cuda.Event()
+            copied.record(self._copies)
+        return _Staged(there, len(items), copied)
+
+    @torch.inference_mode()
+    def compute(self, staged: _Staged) -> torch.Tensor:
+        if staged.copied is not None:
+            here = torch.cuda.current_stream(self._device)
+            here.wait_event(staged.copied)
+            for tensor in staged.tensors.values():
+                tensor.record_stream(
+                    here
+                )  # else the allocator may hand the memory out again while we still read it
+        with self._autocast():
+            return self.forward(staged.tensors)
+
+    @torch.inference_mode()
+    def fetch(self, computed: torch.Tensor) -> Sequence[Any]:
+        return self.split(computed.float().cpu())
+
+    def run(self, items: Sequence[Any]) -> Sequence[Any]:
+        return self.fetch(self.compute(self.stage(items)))
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self._dtype is None:
+            return nullcontext()
+        return torch.autocast(self._device.type, dtype=self._dtype)
+
+    def _check_precision(self) -> None:
+        if self._dtype is None:
+            return
+        made = self.prepare([self.example], [None])[0]
+        if isinstance(made, Exception):
+            raise made
+        fast = self.compute(self.stage([made.value])).float()
+        chosen, self._dtype = self._dtype, None
+        exact = self.compute(self.stage([made.value])).float()
+        worst = float((fast - exact).abs().max())
+        if worst <= self.tolerance:
+            self._dtype = chosen
+        else:
+            log.warning(
+                "%s changes the outputs of task %s by %.3g (tolerance %.3g): using fp32",
+                chosen,
+                self.name,
+                worst,
+                self.tolerance,
+            )
