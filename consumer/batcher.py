@@ -12,12 +12,16 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from heapq import heapify, heappop, heappush
 
 from consumer.task import Budget, Item
 
 __all__ = ["Batch", "Batcher", "Run", "runs_of"]
+
+# Of what the device computes in one batch, at most this share may be padding.
+MAX_PADDING_SHARE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +32,10 @@ class Run:
     start: int
     stop: int
     tokens: int
+    """Of one item, at least 1."""
     nbytes: int
     """Of one item."""
     added_ns: int
-    order: int = 0
-    """Age rank, given by the batcher."""
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -49,7 +52,8 @@ class Batch:
     tokens: int
     """Real tokens; `padded_tokens` is what the device computes."""
     reason: str
-    """Why it was closed: `items`, `tokens`, `bytes`, `padding`, `idle` (nothing else waited) or `age`."""
+    """Why it was closed.  Full: `items`, `tokens`, `bytes`.  Not full: `padding` (what waits beside it would pad too
+    much), `age` (the oldest item was due), `idle` (nothing else waited and no waiting is allowed)."""
     oldest_ns: int
 
     @property
@@ -59,28 +63,25 @@ class Batch:
 
 def runs_of(chunk: int, start: int, items: Sequence[Item | Exception], now_ns: int) -> Iterator[Run]:
     """Group `items`, which stand at `start`... of `chunk`, into runs; rejected ones get no place in any."""
-    begin = 0
-    while begin < len(items):
+    begin, count = 0, len(items)
+    while begin < count:
         first, end = items[begin], begin + 1
         if isinstance(first, Item):
-            while end < len(items) and _same_cost(first, items[end]):
+            tokens, nbytes = first.tokens, first.nbytes
+            while end < count and isinstance(other := items[end], Item):
+                if other.tokens != tokens or other.nbytes != nbytes:
+                    break
                 end += 1
-            yield Run(chunk, start + begin, start + end, first.tokens, first.nbytes, now_ns)
+            yield Run(chunk, start + begin, start + end, max(tokens, 1), nbytes, now_ns)
         begin = end
-
-
-def _same_cost(first: Item, other: Item | Exception) -> bool:
-    return isinstance(other, Item) and other.tokens == first.tokens and other.nbytes == first.nbytes
 
 
 class Batcher:
     """Waiting items and the rule that makes batches of them.
 
     `take` starts with the oldest item, so none starves, and goes on with its neighbours in length, so little is padded.
+    Age is the order of chunks, for in that order they leave; a chunk that is prepared late still goes first.
     """
-
-    # A neighbour that would leave more than this share of the batch as padding waits for a batch of its own length.
-    MAX_PADDING_SHARE = 0.25
 
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
@@ -88,13 +89,17 @@ class Batcher:
         """How many batches were closed for each reason."""
         self._queues: dict[int, deque[Run]] = {}
         self._lengths: list[int] = []
-        self._waiting = 0
-        self._added = 0
+        self._ages: list[tuple[int, int, int]] = []
+        """A heap of (chunk, start, tokens) of all runs; those taken meanwhile are skipped when they come up."""
+        self._items = 0
+        self._tokens = 0
+        self._short = False
+        """Whether what waits was found to make no full batch, and nothing has come since."""
         self._taken = 0
 
     def __len__(self) -> int:
         """Items that wait."""
-        return self._waiting
+        return self._items
 
     def add(self, run: Run) -> None:
         """Let the items of `run` wait."""
@@ -102,23 +107,39 @@ class Batcher:
         if queue is None:
             queue = self._queues[run.tokens] = deque()
             insort(self._lengths, run.tokens)
-        queue.append(replace(run, order=self._added))
-        self._added += 1
-        self._waiting += len(run)
+        place, age = len(queue), (run.chunk, run.start)
+        while place and (queue[place - 1].chunk, queue[place - 1].start) > age:
+            place -= 1  # its chunk was prepared later than a younger one
+        queue.insert(place, run)
+        heappush(self._ages, (*age, run.tokens))
+        self._items += len(run)
+        self._tokens += len(run) * run.tokens
+        self._short = False
 
     def drop(self, gone: Callable[[int], bool]) -> None:
         """Forget the items of every chunk for whose number `gone` is true."""
-        for tokens, queue in list(self._queues.items()):
-            self._replace(tokens, deque(run for run in queue if not gone(run.chunk)))
-        self._waiting = sum(len(run) for queue in self._queues.values() for run in queue)
+        kept = [run for queue in self._queues.values() for run in queue if not gone(run.chunk)]
+        self._queues = {}
+        for run in kept:
+            self._queues.setdefault(run.tokens, deque()).append(run)
+        self._lengths = sorted(self._queues)
+        self._ages = [(run.chunk, run.start, run.tokens) for run in kept]
+        heapify(self._ages)
+        self._items = sum(map(len, kept))
+        self._tokens = sum(len(run) * run.tokens for run in kept)
+        self._short = False
 
     def shrink(self, failed: Batch) -> None:
-        """The device had no memory for `failed`: never form one that large again."""
-        self.budget = replace(
-            self.budget,
-            max_batch_items=max(1, failed.items // 2),
-            max_batch_tokens=max(failed.longest, failed.padded_tokens // 2),
-        )
+        """The device had no memory for `failed`: form none that large again.
+
+        One item that fails alone says nothing about batches and changes nothing.
+        """
+        if failed.items > 1:
+            limit = failed.padded_tokens // 2
+            if self.budget.max_batch_tokens is not None:
+                limit = min(limit, self.budget.max_batch_tokens)
+            self.budget = replace(self.budget, max_batch_tokens=limit)
+            self._short = False
 
     def due_ns(self) -> int | None:
         """When the oldest item reaches its age limit (monotonic), None when nothing waits."""
@@ -128,115 +149,145 @@ class Batcher:
     def take(self, now_ns: int, *, idle: bool) -> Batch | None:
         """The next batch, or None when waiting is better.
 
-        A full batch is always given.  One that is not full is given only to an idle device, once the oldest item has
-        waited `max_batch_age_ms`: while the device is busy, company is free.
+        A full batch is always given, and so is the oldest item with what goes well with it when more than a whole batch
+        waits behind it.  Else company is worth waiting for: as long as the device is busy, and when it is `idle` until
+        the oldest item has waited `max_batch_age_ms`.
         """
         oldest = self._oldest()
         if oldest is None:
             return None
-        plan, reason = self._plan(oldest)
-        if reason not in ("items", "tokens", "bytes"):
-            if not idle or now_ns < oldest.added_ns + int(self.budget.max_batch_age_ms * 1e6):
-                return None
-            if reason == "idle" and self.budget.max_batch_age_ms > 0:
-                reason = "age"
-        return self._close(plan, reason)
+        max_age_ns = int(self.budget.max_batch_age_ms * 1e6)
+        due = idle and now_ns >= oldest.added_ns + max_age_ns
+        if self._short and not due:
+            return None
+        plan = self._plan(oldest)
+        if not (plan.full or due or self._more_than_a_batch_beside(plan)):
+            self._short = True
+            return None
+        short_of = "padding" if plan.left_out else "age" if max_age_ns else "idle"
+        return self._close(plan, plan.full or short_of)
 
     def _oldest(self) -> Run | None:
-        return min((queue[0] for queue in self._queues.values()), key=lambda run: run.order, default=None)
+        while self._ages:
+            chunk, start, tokens = self._ages[0]
+            queue = self._queues.get(tokens)
+            if queue and queue[0].chunk == chunk and queue[0].start == start:
+                return queue[0]
+            heappop(self._ages)
+        return None
 
-    def _plan(self, oldest: Run) -> tuple[list[Run], str]:
-        """Which items to take, and what ended the search."""
-        room = _Room(self.budget, self.MAX_PADDING_SHARE)
-        plan: list[Run] = []
-        for tokens in self._neighbours(oldest.tokens):
-            for run in self._queues[tokens]:
-                fits, limit = room.fit(run)
-                if fits:
-                    plan.append(replace(run, stop=run.start + fits))
-                if limit == "padding":
-                    break  # the other side may hold closer ones
-                if limit:
-                    return plan, limit
-        return plan, "padding" if room.padded else "idle"
-
-    def _neighbours(self, tokens: int) -> Iterator[int]:
-        """All lengths, the nearest to `tokens` first."""
-        lengths = self._lengths
-        high = bisect_left(lengths, tokens)
-        low = high - 1
-        while low >= 0 or high < len(lengths):
-            if low < 0 or (high < len(lengths) and lengths[high] - tokens <= tokens - lengths[low]):
-                yield lengths[high]
-                high += 1
+    def _plan(self, oldest: Run) -> _Plan:
+        """Which items to take: the oldest, then by growing distance in length, to each side while it is worth it."""
+        plan, lengths, middle = _Plan(self.budget), self._lengths, oldest.tokens
+        above = bisect_left(lengths, middle)
+        below, top = above - 1, len(lengths)
+        while not plan.full and (above < top or below >= 0):
+            if below < 0 or (above < top and lengths[above] - middle <= middle - lengths[below]):
+                goes_on = plan.extend(self._queues[lengths[above]])
+                above = above + 1 if goes_on else top
             else:
-                yield lengths[low]
-                low -= 1
+                goes_on = plan.extend(self._queues[lengths[below]])
+                below = below - 1 if goes_on else -1
+        return plan
 
-    def _close(self, plan: list[Run], reason: str) -> Batch:
-        for tokens in {run.tokens for run in plan}:
-            queue = self._queues[tokens]
-            for run in (run for run in plan if run.tokens == tokens):
-                whole = queue.popleft()
-                if len(run) < len(whole):
-                    queue.appendleft(replace(whole, start=run.stop))
-            self._replace(tokens, queue)
-        items = sum(map(len, plan))
-        self._waiting -= items
+    def _more_than_a_batch_beside(self, plan: _Plan) -> bool:
+        limit = self.budget.max_batch_tokens
+        return self._items - plan.items >= self.budget.max_batch_items or (
+            limit is not None and self._tokens - plan.tokens >= limit
+        )
+
+    def _close(self, plan: _Plan, reason: str) -> Batch:
+        for run in plan.runs:
+            queue = self._queues[run.tokens]
+            whole = queue.popleft()
+            if len(run) < len(whole):
+                queue.appendleft(replace(whole, start=run.stop))
+                heappush(self._ages, (run.chunk, run.stop, run.tokens))
+            elif not queue:
+                del self._queues[run.tokens]
+                del self._lengths[bisect_left(self._lengths, run.tokens)]
+        self._items -= plan.items
+        self._tokens -= plan.tokens
         self._taken += 1
         self.closed[reason] += 1
         return Batch(
             number=self._taken,
-            runs=tuple(plan),
-            items=items,
-            longest=max(run.tokens for run in plan),
-            tokens=sum(len(run) * run.tokens for run in plan),
+            runs=tuple(plan.runs),
+            items=plan.items,
+            longest=plan.longest,
+            tokens=plan.tokens,
             reason=reason,
-            oldest_ns=min(run.added_ns for run in plan),
+            oldest_ns=min(run.added_ns for run in plan.runs),
         )
 
-    def _replace(self, tokens: int, queue: deque[Run]) -> None:
-        if queue:
-            self._queues[tokens] = queue
-        else:
-            del self._queues[tokens]
-            self._lengths.remove(tokens)
 
+class _Plan:
+    """A batch in the making."""
 
-class _Room:
-    """What is left of the budget while one batch is planned."""
+    __slots__ = ("_budget", "_nbytes", "full", "items", "left_out", "longest", "runs", "tokens")
 
-    def __init__(self, budget: Budget, max_padding_share: float) -> None:
+    def __init__(self, budget: Budget) -> None:
+        self.runs: list[Run] = []
+        self.items = 0
+        self.tokens = 0
+        self.longest = 0
+        self.full = ""
+        """The limit that it has reached, if any."""
+        self.left_out = False
+        """Whether something was left out because it would pad too much."""
         self._budget = budget
-        self._max_padding_share = max_padding_share
-        self._items = 0
-        self._tokens = 0
         self._nbytes = 0
-        self._longest = 0
-        self.padded = False
-        """Whether something was left out for its padding alone."""
 
-    def fit(self, run: Run) -> tuple[int, str]:
-        """How many items of `run` still fit (and count them in), and the limit that stopped the rest, if any."""
-        budget, longest = self._budget, max(self._longest, run.tokens)
-        limits = {"items": budget.max_batch_items - self._items}
+    def extend(self, queue: Iterable[Run]) -> bool:
+        """Take from waiting items of one length, oldest first; False when lengths further off are not worth a look."""
+        for run in queue:
+            count = self._fits(run)
+            if count:
+                self.runs.append(run if count == len(run) else replace(run, stop=run.start + count))
+                self.items += count
+                self.tokens += count * run.tokens
+                self._nbytes += count * run.nbytes
+                self.longest = max(self.longest, run.tokens)
+                self.full = self.full or self._limit_reached()
+            if self.full:
+                return False
+            if count < len(run):
+                self.left_out = True
+                return False
+        return True
+
+    def _fits(self, run: Run) -> int:
+        """How many items of `run` can be added."""
+        budget, longest = self._budget, max(self.longest, run.tokens)
+        count = min(len(run), budget.max_batch_items - self.items)
         if budget.max_batch_tokens is not None:
-            limits["tokens"] = budget.max_batch_tokens // max(longest, 1) - self._items
+            count = min(count, budget.max_batch_tokens // longest - self.items)
+        if self.items:
+            count = min(count, self._fits_unpadded(run.tokens, len(run)))
         if budget.max_batch_bytes is not None and run.nbytes:
-            limits["bytes"] = (budget.max_batch_bytes - self._nbytes) // run.nbytes
-        reason = min(limits, key=lambda name: limits[name])
-        count = min(len(run), max(0, limits[reason]))
-        if self._items == 0:
-            count = max(count, 1)  # an item over the limits must get through alone, or it would wait for ever
-        elif count and self._pads_too_much(count, run.tokens, longest):
-            self.padded = True
-            return 0, "padding"
-        self._items += count
-        self._tokens += count * run.tokens
-        self._nbytes += count * run.nbytes
-        self._longest = longest if count else self._longest
-        return count, "" if count == len(run) else reason
+            by_bytes = (budget.max_batch_bytes - self._nbytes) // run.nbytes
+            if by_bytes < count:
+                self.full, count = "bytes", by_bytes
+        # An item over the limits must get through alone, or it would wait for ever.
+        return max(count, 0 if self.items else 1)
 
-    def _pads_too_much(self, count: int, tokens: int, longest: int) -> bool:
-        padded = longest * (self._items + count)
-        return padded - self._tokens - count * tokens > self._max_padding_share * padded
+    def _fits_unpadded(self, tokens: int, wanted: int) -> int:
+        """How many items of this length keep the padding within its share."""
+        padded = self.longest * self.items
+        if tokens > self.longest:
+            # It pads all the others: if the first is worth that, the next are all the more.
+            pads = tokens * self.items - self.tokens
+            return wanted if pads <= MAX_PADDING_SHARE * tokens * (self.items + 1) else 0
+        each = (1 - MAX_PADDING_SHARE) * self.longest - tokens
+        spare = MAX_PADDING_SHARE * padded - (padded - self.tokens)
+        return wanted if each <= 0 else min(wanted, int(spare // each))
+
+    def _limit_reached(self) -> str:
+        budget = self._budget
+        if self.items >= budget.max_batch_items:
+            return "items"
+        if budget.max_batch_tokens is not None and (self.items + 1) * self.longest > budget.max_batch_tokens:
+            return "tokens"
+        if budget.max_batch_bytes is not None and self._nbytes >= max(budget.max_batch_bytes, 1):
+            return "bytes"
+        return ""

@@ -93,9 +93,9 @@ def run(settings: Settings, task: TaskArgument) -> None:
       CONSUMER_BOOTSTRAP_SERVERS=kafka:9092 consumer run spam --config consumer.toml
     """
     settings.brokers()
-    from consumer import worker
+    from consumer import serve
 
-    _leave(worker.run(settings))
+    _leave(serve.run(settings))
 
 
 @app.command(rich_help_panel="Worker")
@@ -255,14 +255,16 @@ def create_topics(
       consumer topics create spam --partitions 12 --replication 3
     """
     from consumer.local.topics import ensure_topics
+    from consumer.local.wanted import wanted
     from consumer.tasks import find_task
 
-    settings = settings.for_task(find_task(settings.task))
-    names = [*settings.input_topics, settings.output_topic, settings.dead_letter_topic]
-    made = ensure_topics(settings, names, partitions=partitions, replication=replication)
+    specs = wanted(settings.for_task(find_task(settings.task)), partitions, replication)
+    made = ensure_topics(settings.admin_conf(), specs)
     console = Console()
-    for name in names:
-        console.print(f"{name}: " + ("[green]created[/]" if name in made else "is there"), highlight=False)
+    for spec in specs:
+        console.print(
+            f"{spec.name}: " + ("[green]created[/]" if spec.name in made else "is there"), highlight=False
+        )
 
 
 @topics.command("list")
@@ -270,20 +272,26 @@ def create_topics(
 def list_topics(settings: Settings, as_json: AsJson = False) -> None:
     """List the topics with their partitions, replicas and largest record."""
     from consumer.local import probe
+    from consumer.local.topics import describe_topics
 
-    found = probe.topics(settings)
+    states = describe_topics(settings.admin_conf(), probe.cluster(settings).topics)
+    found = [
+        {
+            "topic": one.name,
+            "partitions": one.partitions,
+            "replicas": one.replication,
+            "max_message_bytes": one.max_message_bytes,
+            "cleanup_policy": one.cleanup_policy,
+        }
+        for one in states.values()
+        if one is not None
+    ]
     if as_json:
-        _print_json([asdict(one) for one in found])
+        _print_json(found)
         return
-    table = Table("topic", "partitions", "replicas", "largest record", "cleanup", box=None)
-    for one in found:
-        table.add_row(
-            one.name,
-            str(one.partitions),
-            str(one.replicas),
-            f"{one.max_message_bytes:,} B",
-            one.cleanup_policy,
-        )
+    table = Table("topic", "partitions", "replicas", "largest record, bytes", "cleanup", box=None)
+    for row in found:
+        table.add_row(*(f"{v:,}" if isinstance(v, int) else str(v) for v in row.values()))
     Console().print(table)
 
 

@@ -38,6 +38,7 @@ _LOOKS_LIKE = {
     b"Obj\x01": "it is an Avro file, not an Avro value",
     b"\xc3\x02": "its single-object version is not 1",
 }
+_SAY_NO_CONTENT = (TypeError, OverflowError, UnicodeEncodeError)
 _BY_ERROR = (
     (UnicodeDecodeError, "bad_utf8"),
     (EOFError, "truncated"),
@@ -102,6 +103,7 @@ class Decoder:
         events: list[Event | BadRecord] = []
         add = events.append
         for value in cast("Sequence[bytes]", values):  # None fails like any other malformed value
+            plan = failure = None
             try:
                 plan = plan_of(value[:5] if value[0] == 0 else value[:10])
                 writer, reader, start, guard, fresh, _ = plan  # type: ignore[misc]  # None: not known yet
@@ -115,54 +117,49 @@ class Decoder:
                             event[name] = copy.deepcopy(default)
                         add(event)
                         continue
-            except Exception:  # whatever it was is looked at more closely below
-                pass
-            add(self._look_closely(value))
+            except Exception as error:
+                failure = error
+            add(self._look_closely(value, plan, failure))
+            failure = None  # its traceback holds this frame, and with it all values
         return events
 
-    def _look_closely(self, value: bytes | None) -> Event | BadRecord:
-        """Read a value that could not be read at once: its schema is not known yet, or something is wrong with it."""
+    def _look_closely(
+        self, value: bytes | None, plan: _Plan | None, failure: Exception | None
+    ) -> Event | BadRecord:
+        """What to do with a value that could not be read at once."""
         if value is None:
             return _bad("null_value", "the record has no value")
         if not value:
             return _bad("empty", "the value has no bytes")
         if len(value) > self._max_record_bytes:
             return _bad("too_large", f"{len(value)} bytes, max_record_bytes is {self._max_record_bytes}")
+        if plan is not None:
+            return self._diagnose(plan, value, failure)
         try:
-            plan = self._learn(value)
+            self._learn(value)
         except BadRecord as error:
             return _bad(error.reason, error.detail)
-        stream = BytesIO(value + plan.guard)
-        stream.seek(plan.start)
-        failure: Exception | None = None
-        try:
-            event = cast("Event", fastavro.schemaless_reader(stream, plan.writer, plan.reader))
-            if stream.tell() == len(value):
-                return event | copy.deepcopy(dict(plan.fresh))
-        except Exception as error:
-            failure = error
-        return self._diagnose(plan, value, failure, stream.tell())
+        return self.decode_many([value])[0]
 
-    def _diagnose(self, plan: _Plan, value: bytes, failure: Exception | None, at: int) -> BadRecord:
+    def _diagnose(self, plan: _Plan, value: bytes, failure: Exception | None) -> BadRecord:
         if found := explain(plan.source.definition, plan.source.named, value, plan.start):
             return _bad(*found)
         for kind, reason in _BY_ERROR:
             if isinstance(failure, kind):
-                return _bad(reason, f"byte {at} of {len(value)}: {type(failure).__name__}")
+                return _bad(reason, f"somewhere in {len(value)} bytes ({type(failure).__name__})")
         if failure is None:
-            return _bad(
-                "trailing_bytes" if at < len(value) else "truncated", f"ends at byte {at} of {len(value)}"
-            )
+            return _bad("trailing_bytes", f"its {len(value)} bytes are not used up exactly")
         return _bad(
             "incompatible_schema",
-            f"what {plan.source.name} ({plan.source.prefix[2:].hex()}) writes cannot be read as {self._reader.name} "
-            f"({self._reader.prefix[2:].hex()}): {short(failure)}",
+            f"what {plan.source.name} ({plan.source.prefix[2:].hex()}) writes cannot be read as "
+            f"{self._reader.name} ({self._reader.prefix[2:].hex()}): {short(failure)}",
         )
 
-    def _learn(self, value: bytes) -> _Plan:
-        """The plan for a value's frame, looked up in the registry when it is new.  Raises BadRecord or Retry."""
+    def _learn(self, value: bytes) -> None:
+        """Find out how to read what has this frame.  Raises BadRecord when nobody knows, Retry when to ask again."""
         if value[0] == 0:
-            return self._learn_id(value)
+            self._learn_id(value)
+            return
         if not value.startswith(SINGLE_OBJECT):
             hint = next((text for start, text in _LOOKS_LIKE.items() if value.startswith(start)), "")
             text = f"byte 0: 0x{value[:2].hex()} is neither 0x00 nor 0xc301" + (f"; {hint}" if hint else "")
@@ -172,35 +169,29 @@ class Decoder:
             raise BadRecord(
                 "truncated", f"the frame has {_SINGLE_OBJECT_BYTES} bytes, there are {len(value)}"
             )
-        if plan := self._plans.get(prefix):
-            return plan
         raise BadRecord(
             "unknown_schema",
             f"fingerprint {prefix[2:].hex()} is none of {', '.join(sorted(p[2:].hex() for p in self._plans if p[0]))}",
         )
 
-    def _learn_id(self, value: bytes) -> _Plan:
+    def _learn_id(self, value: bytes) -> None:
         prefix = value[:_CONFLUENT_BYTES]
         if len(prefix) < _CONFLUENT_BYTES:
             raise BadRecord("truncated", f"the frame has {_CONFLUENT_BYTES} bytes, there are {len(value)}")
-        if plan := self._plans.get(prefix):
-            return plan
         known = self._unknown.get(prefix)
         if known and time.monotonic() < known[1]:
-            raise known[0]
+            raise BadRecord(known[0].reason, known[0].detail)
         schema_id = int.from_bytes(prefix[1:], "big")
         try:
             if self._registry is None:
                 raise BadRecord("unknown_schema_id", f"id {schema_id}, but no schema registry is configured")
             *after, text = self._registry.definitions(schema_id)
-            plan = self._plan(Schema.parse(text, after=after), _CONFLUENT_BYTES)
+            self._plans[prefix] = self._plan(Schema.parse(text, after=after), _CONFLUENT_BYTES)
         except BadRecord as error:
             if len(self._unknown) >= _MAX_UNKNOWN:
                 self._unknown.clear()
             self._unknown[prefix] = (_bad(error.reason, error.detail), time.monotonic() + _FORGET_UNKNOWN_S)
             raise
-        self._plans[prefix] = plan
-        return plan
 
     def _plan(self, writer: Schema, start: int) -> _Plan:
         strict = strict_definition(writer, writer=True)
@@ -229,9 +220,6 @@ class Encoder:
     def __init__(self, schema: Schema, *, schema_id: int | None = None) -> None:
         self._schema = schema
         self._prefix = schema.prefix if schema_id is None else b"\0" + schema_id.to_bytes(4, "big")
-        fields = schema.definition["fields"]
-        self._ints = [field["name"] for field in fields if field["type"] == "int"]
-        self._booleans = [field["name"] for field in fields if field["type"] == "boolean"]
         self._columns: Columns | None = None
         with suppress(Unsuited):
             self._columns = Columns(schema.definition)
@@ -245,26 +233,17 @@ class Encoder:
 
     def _encode(self, row: Event) -> bytes | BadRecord:
         stream = BytesIO()
+        definition = cast("dict[str, Any]", self._schema.definition)
         try:
-            self._check(row)
-            definition = cast("dict[str, Any]", self._schema.definition)
+            # The writer alone makes 1 of 1.9 and true of "no", and cuts no int to 32 bits.
+            validate(row, definition, disable_tuple_notation=True)  # type: ignore[call-arg]  # missing in its stub
             fastavro.schemaless_writer(
                 stream, definition, row, strict_allow_default=True, disable_tuple_notation=True
             )
         except Exception as error:
-            return BadRecord(
-                "result_does_not_fit", f"{self._schema.name}: {self._why(row, error)}", stage="encode"
-            )
+            why = f"{self._schema.name}: {self._why(row, error)}"
+            return BadRecord("result_does_not_fit", why, stage="encode")
         return self._prefix + stream.getvalue()
-
-    def _check(self, row: Event) -> None:
-        """What fastavro writes without a word though no reader could make sense of it."""
-        for name in self._ints:
-            if not -0x80000000 <= row.get(name, 0) <= 0x7FFFFFFF:
-                raise OverflowError(f"field `{name}`: {row[name]} is no 32-bit int")
-        for name in self._booleans:
-            if row.get(name, False) not in (True, False):
-                raise TypeError(f"field `{name}`: {type(row[name]).__name__} is no boolean")
 
     def _why(self, row: Any, error: Exception) -> str:
         """Field and types; never content, for results may quote their event."""
@@ -275,21 +254,27 @@ class Encoder:
             return f"the schema has no field {', '.join(unknown)}"
         if missing := [f["name"] for f in fields if f["name"] not in row and "default" not in f]:
             return f"missing: {', '.join(missing)}"
-        try:
-            validate(row, cast("dict[str, Any]", self._schema.definition))
-        except ValidationError as failed:
-            first = failed.errors[0]
+        if isinstance(error, ValidationError):
+            first, *others = error.errors  # one for each branch of a union
+            due = [_type_name(e.schema) for e in (first, *others) if e.field == first.field]
             field = (first.field or "").removeprefix(f"{self._schema.name}.")
-            return f"field `{field}`: {type(first.datum).__name__} where {_type_name(first.schema)} is due"
-        return f"{type(error).__name__}: {short(error)}"
+            return f"field `{field}`: {_kind(first.datum, first.schema)} where {' or '.join(due)} is due"
+        return (
+            f"{type(error).__name__}: {error}" if isinstance(error, _SAY_NO_CONTENT) else type(error).__name__
+        )
+
+
+def _kind(value: Any, due: Any) -> str:
+    kind = type(value)
+    if kind is int and due in ("int", "long"):
+        return "one out of range"
+    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
 
 
 def _type_name(node: Any) -> str:
-    if isinstance(node, list):
-        return " or ".join(map(_type_name, node))
     if isinstance(node, dict):
         return f"one of {', '.join(node['symbols'])}" if "symbols" in node else str(node["type"])
-    return str(node)
+    return "union" if isinstance(node, list) else str(node)
 
 
 def read_container(path: Path) -> Iterator[Event]:
@@ -303,8 +288,6 @@ def read_container(path: Path) -> Iterator[Event]:
             Schema.parse(avro.metadata["avro.schema"])
             _without_logical_types(avro.writer_schema)
             yield from cast("Iterator[Event]", avro)
-    except (GeneratorExit, Fatal):
-        raise
     except BadRecord as error:
         raise Fatal(f"{path}: {error.detail}") from error
     except Exception as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import repeat
+from numbers import Real
 from operator import itemgetter
 from typing import Any
 
@@ -75,9 +76,9 @@ def _column(kind: Any) -> _Column:
         case "long":
             return lambda values: [_integers(values, 63)]
         case "float":
-            return lambda values: [map(struct.Struct("<f").pack, values)]
+            return lambda values: [map(struct.Struct("<f").pack, _reals(values))]
         case "double":
-            return lambda values: [map(struct.Struct("<d").pack, values)]
+            return lambda values: [map(struct.Struct("<d").pack, _reals(values))]
         case "boolean":
             return lambda values: [map({False: b"\0", True: b"\1"}.__getitem__, _only(bool, values))]
         case {"type": "enum", "symbols": [*symbols]}:
@@ -89,6 +90,13 @@ def _column(kind: Any) -> _Column:
 def _only(kind: type, values: list[Any]) -> list[Any]:
     """The values, if all are of exactly this type: equal values of other types would be taken for one another."""
     if set(map(type, values)) - {kind}:
+        raise Unsuited
+    return values
+
+
+def _reals(values: list[Any]) -> list[Any]:
+    """The values, if all are what fastavro takes for real numbers: a row must not fit only among its like."""
+    if not all(issubclass(kind, Real) and not issubclass(kind, bool) for kind in set(map(type, values))):
         raise Unsuited
     return values
 

@@ -19,7 +19,7 @@ __all__ = ["PREFIX", "Cap", "Letters"]
 PREFIX = "dead_letter."
 """Every header that we add starts with this."""
 
-_MAX_DETAIL = 1000
+_MAX_CHARACTERS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Letters:
         ours = {
             "reason": error.reason,
             "stage": error.stage or "unknown",
-            "error": error.detail[:_MAX_DETAIL],
+            "error": error.detail,
             "topic": record.topic(),
             "partition": str(record.partition()),
             "offset": str(record.offset()),
@@ -49,7 +49,10 @@ class Letters:
         }
         if traceparent is not None:
             ours["traceparent"] = traceparent
-        headers: Headers = [*(record.headers() or []), *((PREFIX + k, v.encode()) for k, v in ours.items())]
+        headers: Headers = [
+            *(record.headers() or []),
+            *(_header(name, value) for name, value in ours.items()),
+        ]
         return Outgoing(self.topic, record.key(), record.value(), headers, max(timestamp_ms, 0), record)
 
     def too_large(self, record: Record, nbytes: int, topic: str) -> Outgoing:
@@ -63,7 +66,12 @@ class Letters:
     def shorten(letter: Outgoing) -> Outgoing:
         """The same letter without its value, for a dead-letter topic that refused it; the origin still has it."""
         note = f"{len(letter.value or b'')} bytes left out: too large for this topic; read them at the origin"
-        return replace(letter, value=None, headers=[*letter.headers, (PREFIX + "value", note.encode())])
+        return replace(letter, value=None, headers=[*letter.headers, _header("value", note)])
+
+
+def _header(name: str, value: object) -> tuple[str, bytes]:
+    """A header of ours.  A task may put anything into its errors; a dead letter must be writable nevertheless."""
+    return PREFIX + name, str(value)[:_MAX_CHARACTERS].encode("utf-8", "backslashreplace")
 
 
 class Cap:
@@ -90,7 +98,7 @@ class Cap:
         self._counts.append((count, len(dead)))
         self._seen += count
         self._dead += len(dead)
-        while self._seen - self._counts[0][0] >= self._window:
+        while len(self._counts) > 1 and self._seen - self._counts[0][0] >= self._window:
             old_count, old_dead = self._counts.popleft()
             self._seen -= old_count
             self._dead -= old_dead

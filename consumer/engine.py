@@ -17,8 +17,8 @@ from typing import Any
 
 from consumer.batcher import Batch
 from consumer.errors import BadRecord, ConsumerError, Fatal
-from consumer.isolation import isolate
-from consumer.task import Budget, Device, Task
+from consumer.isolation import as_item, described, isolate, kind_of
+from consumer.task import Budget, Device, Item, Task
 
 __all__ = ["Done", "Engine", "Failed", "Work", "choose_device"]
 
@@ -58,24 +58,29 @@ def choose_device(device: str = "auto", precision: str = "auto") -> Device:
 
     bf16 on CPUs only where AMX or AVX512-BF16 makes it about three times faster; elsewhere it is slower than fp32.
     """
-    import torch
-
-    if device == "auto":
-        mps = torch.backends.mps.is_available()
-        device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
+    try:
+        import torch
+    except ImportError as error:
         raise Fatal(
-            f"device {device!r} was asked for, but torch sees no CUDA GPU: check the driver, or use device=cpu"
-        )
+            "this task needs torch, which is not installed: pip install 'stream-consumer[models]'"
+        ) from error
+    there: dict[str, Callable[[], bool]] = {
+        "cuda": torch.cuda.is_available,
+        "mps": torch.backends.mps.is_available,
+    }
+    if device == "auto":
+        device = next((name for name, is_there in there.items() if is_there()), "cpu")
     kind = device.partition(":")[0]
+    if kind in there and not there[kind]():
+        raise Fatal(
+            f"device {device!r} was asked for, but torch sees none: check its driver, or use device=cpu"
+        )
     if precision == "auto":
+        precision = "fp32"
         if kind == "cuda":
-            precision = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-        elif kind == "cpu":
-            fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-            precision = "bf16" if fast else "fp32"
-        else:
-            precision = "fp32"
+            precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        elif kind == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+            precision = "bf16"
     return Device(device, precision)
 
 
@@ -110,7 +115,8 @@ class Engine:
     def stop(self, timeout_s: float) -> None:
         """End after what is queued, or leave the thread behind at the deadline."""
         self._inbox.put(None)
-        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
 
     def _main(self) -> None:
         try:
@@ -126,9 +132,12 @@ class Engine:
                 self.device.precision,
                 time.monotonic() - began,
             )
-        except Exception as error:
+        except Fatal as error:
+            self._failure = error
+            return
+        except BaseException as error:  # a SystemExit, too: whoever waits must hear of it
             self._failure = Fatal(
-                f"the model of task {self._task.name!r} does not load: {type(error).__name__}: {error}"
+                f"task {self._task.name!r} does not start: loading or warming up its model failed: {described(error)}"
             )
             self._failure.__cause__ = error
             return
@@ -138,30 +147,50 @@ class Engine:
             self._run()
         except ConsumerError as error:
             self._post(Failed(error))
-        except Exception as error:
-            failure = Fatal(f"the device thread failed: {type(error).__name__}: {error}")
+        except BaseException as error:
+            failure = Fatal(f"the device thread failed: {described(error)}")
             failure.__cause__ = error
             self._post(Failed(failure))
 
     def _warm_up(self) -> None:
-        """Run the example, and the largest batch that the budget allows: what does not fit fails now, not at night."""
-        made = self._task.prepare([self._task.example], [None])[0]
-        if isinstance(made, Exception):
-            raise made
-        self._call([made.value])
-        largest = self._task.largest()
+        """Run the example, and the largest batch that the budget allows: what does not fit fails now, not at night.
+
+        A task off the device that names no largest item has no shapes to warm up: its example is enough.
+        """
+        task, budget = self._task, self._budget
+        example = as_item(task.prepare([task.example], [None])[0])
+        if isinstance(example, BadRecord):
+            raise example
+        self._try(example, 1)
+        largest = task.largest() or (example if task.on_device else None)
         if largest is None:
             return
-        count = self._budget.max_batch_items
-        if self._budget.max_batch_tokens is not None:
-            count = min(count, self._budget.max_batch_tokens // max(1, largest.tokens))
-        outputs = isolate(self._call, [largest.value] * max(1, count), stage="warm-up")
+        count = budget.max_batch_items
+        if budget.max_batch_tokens is not None:
+            count = min(count, budget.max_batch_tokens // max(1, largest.tokens))
+        if budget.max_batch_bytes is not None:
+            count = min(count, budget.max_batch_bytes // max(1, largest.nbytes))
+        self._try(largest, max(1, count))
+
+    def _try(self, item: Item, count: int) -> None:
+        """Run a batch of `count` times `item`; whatever is wrong with it is raised."""
+        try:
+            outputs = list(self._call([item.value] * count))
+        except Exception as error:
+            if kind_of(error) != "memory":
+                raise
+            raise Fatal(
+                f"a batch of {count} items of {item.tokens} tokens, as the budget allows it, does not fit into the "
+                f"memory of {self.device.name}: lower max_batch_items, max_batch_tokens or max_batch_bytes"
+            ) from error
+        if len(outputs) != count:
+            raise ValueError(f"run returned {len(outputs)} outputs for {count} items")
         for output in outputs:
             if isinstance(output, BadRecord):
                 raise output
 
     def _run(self) -> None:
-        """Stage the next batch while this one computes; on the CPU, where computing is synchronous, it costs nothing."""
+        """Stage the next batch while this one computes (on the CPU, where computing is synchronous, after it)."""
         work = self._inbox.get()
         staged = self._stage(work)
         while work is not None:
@@ -182,7 +211,7 @@ class Engine:
         try:
             return self._task.stage(work.values)
         except Exception:
-            return None  # `_land` runs the batch again, piece by piece, and finds out whose fault it is
+            return None  # `_land` tries once more, when the device has room, and finds out whose fault it is
 
     def _compute(self, work: Work, staged: Any) -> _Flight:
         begun_ns, trace = time.monotonic_ns(), work.begin_trace()
@@ -200,7 +229,13 @@ class Engine:
             return self._call(values)
 
         with flight.trace:
-            outputs = isolate(first_time, work.values, stage="run", on_memory=self._out_of_memory)
+            outputs = isolate(
+                first_time,
+                work.values,
+                stage="run",
+                on_memory=self._out_of_memory,
+                device_works=self._device_works,
+            )
         self._post(Done(work.batch, outputs, flight.begun_ns, time.monotonic_ns(), self._ran_out))
 
     def _call(self, values: Sequence[Any]) -> Sequence[Any]:
@@ -209,6 +244,18 @@ class Engine:
 
     def _out_of_memory(self) -> None:
         self._ran_out = True
+
+    def _device_works(self) -> bool:
+        """Whether a call was merely refused: after a fault the CUDA context answers every call with the same error."""
+        if not self.device.name.startswith("cuda"):
+            return False
+        import torch
+
+        try:
+            torch.cuda.synchronize(self.device.name)
+        except Exception:
+            return False
+        return True
 
 
 @dataclass(frozen=True, slots=True)

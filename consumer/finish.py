@@ -13,7 +13,8 @@ from typing import Any
 from consumer.codec import Encoder
 from consumer.deadletter import Letters
 from consumer.errors import BadRecord, Fatal, Retry
-from consumer.records import Chunk, Event, Finished, Record
+from consumer.isolation import described
+from consumer.records import Chunk, Event, Finished
 from consumer.task import Task
 from consumer.telemetry import ChunkTrace
 
@@ -40,25 +41,14 @@ class Finisher:
 
         `outputs[i]` belongs to `events[i]` and is a BadRecord where something went wrong.
         """
-        rejected = {i: output for i, output in enumerate(outputs) if type(output) is BadRecord}
-        places: Sequence[int] = range(len(outputs))
-        results = outputs
-        if rejected or type(self.task).finish is not Task.finish:
-            places, results = self._finish_each(events, outputs, rejected)
-        try:
-            rows = self._rows(chunk, events, places, results)
-        except TypeError:  # an output is no dict
-            rejected |= _no_dicts(places, results)
-            places, results = self._finish_each(events, outputs, rejected)
-            rows = self._rows(chunk, events, places, results)
-        values = self.encoder.encode_many(rows)
-        bad = {places[k]: value for k, value in enumerate(values) if type(value) is BadRecord}
-        if bad:
-            rejected = dict(sorted((rejected | bad).items()))
-            places, values = (
-                [i for i in places if i not in bad],
-                [v for v in values if type(v) is not BadRecord],
-            )
+        rejected = {i: output for i, output in enumerate(outputs) if isinstance(output, BadRecord)}
+        places, rows = self._results(chunk, events, outputs, rejected)
+        encoded = self.encoder.encode_many(rows)
+        values = [value for value in encoded if not isinstance(value, BadRecord)]
+        if len(values) < len(encoded):
+            rejected |= {i: v for i, v in zip(places, encoded, strict=True) if isinstance(v, BadRecord)}
+            places = [i for i in places if i not in rejected]
+        rejected = dict(sorted(rejected.items()))
         finished = Finished(
             number=chunk.number,
             topic=self.topic,
@@ -74,27 +64,44 @@ class Finisher:
         )
         return finished, rejected
 
+    def _results(
+        self, chunk: Chunk, events: Sequence[Any], outputs: Sequence[Any], rejected: dict[int, BadRecord]
+    ) -> tuple[Sequence[int], list[Event]]:
+        """Places and rows of all results; what goes wrong on the way is added to `rejected`."""
+        if not rejected and type(self.task).finish is Task.finish:
+            try:
+                return range(len(outputs)), self._rows(chunk, events, range(len(outputs)), outputs)
+            except TypeError:
+                pass  # an output is None or no dict: take them one by one
+        places, results = self._finish_each(events, outputs, rejected)
+        return places, self._rows(chunk, events, places, results)
+
     def _finish_each(
         self, events: Sequence[Any], outputs: Sequence[Any], rejected: dict[int, BadRecord]
     ) -> tuple[list[int], list[Event]]:
-        """Ask the task about every event that got so far; one that fails here fails alone."""
-        places, results = [], []
+        """Ask the task about every event that got so far, once; one that fails here fails alone."""
+        places: list[int] = []
+        results: list[Any] = []
         for i, output in enumerate(outputs):
             if i in rejected:
+                rejected[i].stage = rejected[i].stage or "run"
                 continue
             try:
-                result = self.task.finish(events[i], output, {})
+                result: Any = self.task.finish(events[i], output, {})
             except (Retry, Fatal):
                 raise
             except BadRecord as error:
                 error.stage = error.stage or "finish"
                 rejected[i] = error
             except Exception as error:
-                rejected[i] = BadRecord("finish_failed", f"{type(error).__name__}: {error}", stage="finish")
+                rejected[i] = BadRecord("finish_failed", described(error), stage="finish")
             else:
-                if result is not None:
+                if isinstance(result, Mapping):
                     places.append(i)
                     results.append(result)
+                elif result is not None:
+                    detail = f"the task gave {type(result).__name__}, not a dict"
+                    rejected[i] = BadRecord("result_does_not_fit", detail, stage="finish")
         return places, results
 
     def _rows(
@@ -118,11 +125,3 @@ class Finisher:
             }
             for i, result in zip(places, results, strict=True)
         ]
-
-
-def _no_dicts(places: Sequence[int], results: Sequence[Any]) -> dict[int, BadRecord]:
-    return {
-        i: BadRecord("result_does_not_fit", f"the task gave {type(result).__name__}, not a dict", stage="finish")
-        for i, result in zip(places, results, strict=True)
-        if not isinstance(result, dict)
-    }

@@ -2,23 +2,64 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from consumer.errors import BadRecord, Fatal, Retry
+from consumer.task import Item
 
-__all__ = ["isolate", "kind_of"]
+__all__ = ["as_item", "described", "isolate", "kind_of"]
 
-_BROKEN = ("CUDA error", "device-side assert", "CUBLAS_STATUS", "CUDNN_STATUS", "an illegal memory access")
+log = logging.getLogger(__name__)
+
+_MAX_DETAIL = 1000
+# How torch begins its messages.  Only the beginning counts, and only in a RuntimeError: what comes later, and what
+# other errors say, may quote a record, and a record must not be able to end the process.
+_NO_MEMORY = (
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED",
+    "MPS backend out of memory",
+    "[enforce fail at alloc_cpu",
+)
+_BROKEN = ("CUDA error", "cuDNN error", "HIP error", "Triton Error [CUDA]")
 
 
 def kind_of(error: BaseException) -> Literal["memory", "broken", "item"]:
-    """Sort what a model raised: no memory for so many, a device that is gone, or the fault of an item."""
+    """Sort what a model raised: no memory for so many, a device that may be gone, or the fault of an item."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "memory"
-    if type(error).__name__ == "AcceleratorError" or any(sign in str(error) for sign in _BROKEN):
-        return "broken"
+    if isinstance(error, RuntimeError):
+        if str(error).startswith(_NO_MEMORY):
+            return "memory"
+        if type(error).__name__ == "AcceleratorError" or str(error).startswith(_BROKEN):
+            return "broken"
     return "item"
+
+
+def described(error: BaseException) -> str:
+    """Type and text of an error in at most 1,000 characters, all of which can be written as UTF-8."""
+    text = f"{type(error).__name__}: {error}"[:_MAX_DETAIL]
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def as_item(made: Any) -> Item | BadRecord:
+    """What `prepare` put in one place, or a BadRecord that says what the contract asks for."""
+    if isinstance(made, Item):
+        costs: dict[str, Any] = {"tokens": made.tokens, "nbytes": made.nbytes}
+        for name, cost in costs.items():
+            if not isinstance(cost, int) or cost < 0:
+                return _not_prepared(f"Item.{name} is {cost!r}; it must be an int and not negative")
+        return made
+    if isinstance(made, BadRecord):
+        made.stage = made.stage or "prepare"
+        return made
+    return _not_prepared(f"prepare gave {type(made).__name__}; it must give an Item or a BadRecord")
+
+
+def _not_prepared(detail: str) -> BadRecord:
+    return BadRecord("prepare_failed", detail[:_MAX_DETAIL], stage="prepare")
 
 
 def isolate(
@@ -27,37 +68,41 @@ def isolate(
     *,
     stage: str,
     on_memory: Callable[[], None] = lambda: None,
+    device_works: Callable[[], bool] = lambda: False,
 ) -> list[Any]:
     """`call(items)`, with a `BadRecord` in the place of every item that fails alone; length and order are kept.
 
-    Raises Fatal when the device is broken, and lets Retry and Fatal of the task itself through.
+    `on_memory` hears of every lack of memory; `device_works` is asked when an error looks like the end of the device.
+    Raises Fatal when it is, and lets Retry and Fatal of the task itself through.
     """
+    where = stage
     try:
         outputs = list(call(items))
-        if len(outputs) != len(items):
-            raise ValueError(f"{stage} returned {len(outputs)} outputs for {len(items)} items")
-        return outputs
+        if len(outputs) == len(items):
+            return outputs
+        reason, detail = f"{stage}_failed", f"{stage} returned {len(outputs)} outputs for {len(items)} items"
     except (Retry, Fatal):
         raise
     except BadRecord as error:
-        failure = error
-        failure.stage = failure.stage or stage
+        reason, detail, where = error.reason, error.detail, error.stage or stage
     except Exception as error:
         kind = kind_of(error)
-        if kind == "broken":
+        if kind == "broken" and not device_works():
             raise Fatal(
-                f"the device failed in {stage}: {error}. Its state is lost; restart the worker (a supervisor does)"
+                f"the device failed in {stage}: {described(error)}. Its state is lost; start the worker again, "
+                "as a supervisor does"
             ) from error
         if kind == "memory":
             on_memory()
-        reason = "out_of_memory" if kind == "memory" else f"{stage}_failed"
-        failure = BadRecord(reason, f"{type(error).__name__}: {error}", stage=stage)
-        failure.__cause__ = error
+        reason, detail = "out_of_memory" if kind == "memory" else f"{stage}_failed", described(error)
+        log.debug("%s of %d items failed", stage, len(items), exc_info=True)
+    # Here the error is forgotten, and with it the frames that hold what the failed call had on the device: the halves
+    # need that memory.
     if len(items) == 1:
-        return [failure]
+        return [BadRecord(reason, detail, stage=where)]
     half = len(items) // 2
     return [
         output
         for part in (items[:half], items[half:])
-        for output in isolate(call, part, stage=stage, on_memory=on_memory)
+        for output in isolate(call, part, stage=stage, on_memory=on_memory, device_works=device_works)
     ]

@@ -9,7 +9,7 @@ from typing import Any
 
 from consumer.engine import Failed
 from consumer.errors import BadRecord, ConsumerError, Fatal
-from consumer.isolation import isolate
+from consumer.isolation import as_item, described, isolate
 from consumer.records import Event
 from consumer.task import Item, Task
 
@@ -43,11 +43,11 @@ class Pool:
 
     def _prepare(self, chunk: int, start: int, events: Sequence[Event]) -> None:
         try:
-            items = isolate(self._call, events, stage="prepare")
+            items = [as_item(made) for made in isolate(self._call, events, stage="prepare")]
         except ConsumerError as error:
             self._post(Failed(error))
         except BaseException as error:
-            failure = Fatal(f"the prepare pool failed: {type(error).__name__}: {error}")
+            failure = Fatal(f"the prepare pool failed: {described(error)}")
             failure.__cause__ = error
             self._post(Failed(failure))
         else:

@@ -91,7 +91,8 @@ def load_schema(name: str, search: Sequence[Path] = ()) -> Schema:
         raise Fatal(f"{name}.avsc: {error.detail}") from error
 
 
-_NO_BRANCH = ["no such branch"] * 8192
+_NO_BRANCH = ["no such branch"] * 64
+"""As many as there are negative indices of one byte."""
 
 
 def strict_definition(schema: Schema, *, writer: bool) -> dict[str, Any]:

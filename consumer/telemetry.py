@@ -81,29 +81,28 @@ class Telemetry(Metrics):
         prometheus: bool = True,
         log_format: logs.LogFormat = "auto",
         log_level: str = "INFO",
-        environ: Mapping[str, str] = os.environ,
     ) -> Telemetry:
         """Set up logs for the process and exporters as the environment says; `prometheus` feeds `page`.
 
         Raises Fatal for settings that cannot work.
         """
         logs.configure(current_trace, log_format=log_format, level=log_level)
-        resource = _resource(service_name, task, environ)
+        sampling = sampling_from(os.environ)
+        resource = _resource(service_name, task)
         registry = CollectorRegistry() if prometheus else None
         readers: list[MetricReader] = []
         if registry is not None:
             ProcessCollector(registry=registry)
             readers.append(PrometheusMetricReader(scope_info_enabled=False, registry=registry))
         spans: SpanProcessor | None = None
-        if _wanted("TRACES", environ):
+        if _wanted("TRACES", os.environ):
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
             spans = BatchSpanProcessor(OTLPSpanExporter())
-        if _wanted("METRICS", environ):
+        if _wanted("METRICS", os.environ):
             from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 
             readers.append(PeriodicExportingMetricReader(OTLPMetricExporter()))
-        sampling = sampling_from(environ)
         return cls(
             task, group, resource=resource, spans=spans, readers=readers, sampling=sampling, registry=registry
         )
@@ -151,8 +150,11 @@ def current_trace() -> tuple[str, str] | None:
     return (f"{ours.trace_id:032x}", f"{ours.span_id:016x}") if ours.is_valid else None
 
 
-def _resource(service_name: str, task: str, environ: Mapping[str, str]) -> Resource:
-    named = "OTEL_SERVICE_NAME" in environ or "service.name=" in environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
+def _resource(service_name: str, task: str) -> Resource:
+    """What the environment says comes before our own name."""
+    named = os.environ.get("OTEL_SERVICE_NAME") or "service.name=" in os.environ.get(
+        "OTEL_RESOURCE_ATTRIBUTES", ""
+    )
     return Resource.create({"consumer.task": task} | ({} if named else {"service.name": service_name}))
 
 

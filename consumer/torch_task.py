@@ -26,7 +26,6 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 @dataclass(frozen=True, slots=True)
 class _Staged:
     tensors: Mapping[str, torch.Tensor]
-    count: int
     copied: Any  # torch.cuda.Event, or None where copying is synchronous
 
 
@@ -56,7 +55,9 @@ class TorchTask(Task):
     def load(self, device: Device) -> None:
         self._device = torch.device(device.name)
         self._dtype = _DTYPES.get(device.precision)
-        self._copies = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+        self._copies: torch.cuda.Stream | None = None
+        if self._device.type == "cuda":
+            self._copies = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         self.build(self._device)
         self._check_precision()
 
@@ -64,12 +65,12 @@ class TorchTask(Task):
     def stage(self, items: Sequence[Any]) -> _Staged:
         tensors = self.collate(items)
         if self._copies is None:
-            return _Staged({k: t.to(self._device) for k, t in tensors.items()}, len(items), None)
+            return _Staged({k: t.to(self._device) for k, t in tensors.items()}, None)
         with torch.cuda.stream(self._copies):
             there = {k: t.pin_memory().to(self._device, non_blocking=True) for k, t in tensors.items()}
-            copied = torch.cuda.Event()
+            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record(self._copies)
-        return _Staged(there, len(items), copied)
+        return _Staged(there, copied)
 
     @torch.inference_mode()
     def compute(self, staged: _Staged) -> torch.Tensor:
@@ -77,9 +78,7 @@ class TorchTask(Task):
             here = torch.cuda.current_stream(self._device)
             here.wait_event(staged.copied)
             for tensor in staged.tensors.values():
-                tensor.record_stream(
-                    here
-                )  # else the allocator may hand the memory out again while we still read it
+                tensor.record_stream(here)  # or the allocator hands its memory out again while we read it
         with self._autocast():
             return self.forward(staged.tensors)
 
@@ -96,22 +95,23 @@ class TorchTask(Task):
         return torch.autocast(self._device.type, dtype=self._dtype)
 
     def _check_precision(self) -> None:
+        """Give the fast precision up where it changes the outputs for the example too much, or does not work at all."""
         if self._dtype is None:
             return
         made = self.prepare([self.example], [None])[0]
         if isinstance(made, Exception):
             raise made
-        fast = self.compute(self.stage([made.value])).float()
         chosen, self._dtype = self._dtype, None
         exact = self.compute(self.stage([made.value])).float()
-        worst = float((fast - exact).abs().max())
-        if worst <= self.tolerance:
-            self._dtype = chosen
+        self._dtype = chosen
+        try:
+            fast = self.compute(self.stage([made.value])).float()
+        except RuntimeError as error:  # an operation that this precision does not know
+            why = f"does not work: {error}"
         else:
-            log.warning(
-                "%s changes the outputs of task %s by %.3g (tolerance %.3g): using fp32",
-                chosen,
-                self.name,
-                worst,
-                self.tolerance,
-            )
+            worst = float((fast - exact).abs().max())
+            if worst <= self.tolerance:
+                return
+            why = f"changes its outputs by {worst:.3g} (tolerance {self.tolerance})"
+        self._dtype = None
+        log.warning("task %s runs in fp32: %s %s", self.name, chosen, why)

@@ -18,7 +18,7 @@ from typing import Self
 from opentelemetry import context, trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace.id_generator import IdGenerator
-from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode
+from opentelemetry.trace import Link, NonRecordingSpan, SpanKind, Status, StatusCode
 
 from consumer.metrics import as_word
 from consumer.records import Chunk, Headers, Record, TopicPartition
@@ -89,17 +89,17 @@ class Traces:
             if self._tracer is None:
                 return None
             roots = self._sampling.choose(count)
-            return self._record(chunk, [None] * count, dict.fromkeys(roots)) if roots else None
+            return self._record(chunk, [None] * count, roots) if roots else None
         passed: list[Headers | None] = [None] * count
-        sampled: dict[int, SpanContext | None] = {}
+        sampled: list[int] = []
         for index, headers in enumerate(found):
             if headers and (came_with := carried(headers)) is not None:
                 passed[index] = came_with
                 if self._tracer is not None and self._sampling.follows(came_with[0][1] or b""):
-                    sampled[index] = span_context(came_with)
+                    sampled.append(index)
         if self._tracer is not None:
             orphans = [i for i, came_with in enumerate(passed) if came_with is None]
-            sampled.update((orphans[i], None) for i in self._sampling.choose(len(orphans)))
+            sampled += [orphans[i] for i in self._sampling.choose(len(orphans))]
         if sampled:
             return self._record(chunk, passed, sampled)
         return ChunkTrace(chunk, passed, {}, self._clock) if any(passed) else None
@@ -158,7 +158,7 @@ class Traces:
         return BatchTrace(span, spans, self._clock)
 
     def _record(
-        self, chunk: Chunk, passed: list[Headers | None], sampled: Mapping[int, SpanContext | None]
+        self, chunk: Chunk, passed: list[Headers | None], sampled: Sequence[int]
     ) -> ChunkTrace | None:
         """Begin spans for as many of the sampled records as the budget allows; the others stay as they came."""
         allowed = sorted(sampled)[: self._allowed(len(sampled))]
@@ -167,17 +167,19 @@ class Traces:
         started_ns = self._clock.wall_ns() - (self._clock.monotonic_ns() - chunk.received_ns)
         spans: dict[int, trace.Span] = {}
         for index in allowed:
-            span = self._begin(chunk.records[index], sampled[index], started_ns)
+            span = self._begin(chunk.records[index], passed[index], started_ns)
             spans[index] = span
             passed[index] = headers_of(span.get_span_context(), passed[index])
         return ChunkTrace(chunk, passed, spans, self._clock) if any(passed) else None
 
-    def _begin(self, record: Record, parent: SpanContext | None, started_ns: int) -> trace.Span:
+    def _begin(self, record: Record, came_with: Headers | None, started_ns: int) -> trace.Span:
         assert self._tracer is not None
         around = Context()
+        if came_with is not None:
+            around = trace.set_span_in_context(NonRecordingSpan(span_context(came_with)), around)
         return self._tracer.start_span(
             f"process {record.topic()}",
-            context=around if parent is None else trace.set_span_in_context(NonRecordingSpan(parent), around),
+            context=around,
             kind=SpanKind.CONSUMER,
             start_time=started_ns,
             attributes={

@@ -11,7 +11,7 @@ from typing import Any
 
 __all__ = ["explain"]
 
-_MAX_STEPS = 100_000
+_MAX_STEPS = 20_000
 """Values walked before giving up: a block bomb would otherwise buy seconds of CPU with a megabyte of zeros."""
 _MAX_VARINT_BYTES = 10
 

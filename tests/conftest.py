@@ -72,18 +72,18 @@ def unique_name(request: pytest.FixtureRequest) -> Callable[[str], str]:
 
 @pytest.fixture
 def topic_factory(admin: AdminClient, unique_name: Callable[[str], str]) -> Callable[..., str]:
-    """Makes topics on the shared broker: `topic_factory("emails", 3, **{"max.message.bytes": "20000000"})`."""
+    """Makes topics: `topic_factory("emails", 3, **{"max.message.bytes": "20000000"})` returns the name.
 
-    def make(prefix: str = "topic", partitions: int = 1, **config: str) -> str:
-        return create_topic(admin, unique_name(prefix), partitions, **config)
+    On the shared broker, or on the one that `on=` names by its bootstrap servers.
+    """
+
+    def make(prefix: str = "topic", partitions: int = 1, *, on: str | None = None, **config: str) -> str:
+        name = unique_name(prefix)
+        client = admin if on is None else AdminClient({"bootstrap.servers": on})
+        client.create_topics([NewTopic(name, partitions, 1, config=config)])[name].result(timeout=30)
+        return name
 
     return make
-
-
-def create_topic(admin: AdminClient, name: str, partitions: int = 1, **config: str) -> str:
-    """A topic with one replica on whatever broker `admin` talks to; returns its name when it is there."""
-    admin.create_topics([NewTopic(name, partitions, 1, config=config)])[name].result(timeout=30)
-    return name
 
 
 def _left_behind() -> list[str]:

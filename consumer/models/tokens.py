@@ -28,13 +28,13 @@ def _tokenizer() -> Tokenizer:
 
 
 def encode(letters: Sequence[tuple[str, str, str | None]]) -> list[Ids]:
-    """(subject, body, html) of each mail -> `[CLS] subject [SEP] body`, at most MAX_IDS ids."""
+    """(subject, body, html) of each mail -> `[CLS] subject [SEP] body [SEP]`, at most MAX_IDS ids."""
     subjects = [text.subject_text(subject) for subject, _, _ in letters]
     bodies = [text.body_text(body, html) for _, body, html in letters]
     encoded = _tokenizer().encode_batch([*subjects, *bodies], add_special_tokens=False)
     heads, tails = encoded[: len(letters)], encoded[len(letters) :]
     rows = []
     for head, tail in zip(heads, tails, strict=True):
-        ids = [CLS, *head.ids[:MAX_SUBJECT_IDS], SEP, *tail.ids[:MAX_IDS]]
-        rows.append(np.array(ids[:MAX_IDS], dtype=np.int32))
+        ids = [CLS, *head.ids[:MAX_SUBJECT_IDS], SEP, *tail.ids]
+        rows.append(np.array([*ids[: MAX_IDS - 1], SEP], dtype=np.int32))
     return rows

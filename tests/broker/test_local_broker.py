@@ -39,12 +39,14 @@ def test_restart_and_crash_keep_data_and_port(private_broker: EmbeddedBroker) ->
 
     private_broker.restart()
     write(servers, "kept", [b"between"])
+    killed_pid = private_broker.pid
     private_broker.kill()
-    assert private_broker.pid is None
+    assert killed_pid is not None
+    assert not psutil.pid_exists(killed_pid)
     private_broker.start()
 
     assert private_broker.bootstrap_servers == servers
-    assert private_broker.pid not in (None, first_pid)
+    assert private_broker.pid not in (None, first_pid, killed_pid)
     write(servers, "kept", [b"after"])
     assert read(servers, "kept", 3) == [b"before", b"between", b"after"]
 

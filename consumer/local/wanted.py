@@ -1,0 +1,29 @@
+"""The topics that a task needs, as they should be made."""
+
+from __future__ import annotations
+
+from consumer.config import Settings
+from consumer.local.topics import TopicSpec, describe_topics
+
+__all__ = ["HEADERS_BYTES", "wanted"]
+
+HEADERS_BYTES = 64 << 10
+"""What the headers of a dead letter may take beside the original record."""
+_KAFKA_MAX_MESSAGE_BYTES = 1_048_588
+
+
+def wanted(settings: Settings, partitions: int, replication: int | None) -> list[TopicSpec]:
+    """Inputs, results, dead letters; `settings` are complete (`Settings.for_task`).  Raises Retry and Fatal.
+
+    A dead letter carries its record whole, so its topic takes a little more than the inputs do.
+    """
+    there = describe_topics(settings.admin_conf(), settings.input_topics)
+    largest = max(
+        (state.max_message_bytes for state in there.values() if state), default=_KAFKA_MAX_MESSAGE_BYTES
+    )
+    copies = -1 if replication is None else replication
+    return [
+        *(TopicSpec(name, partitions, copies) for name in settings.input_topics),
+        TopicSpec(settings.output_topic, partitions, copies),
+        TopicSpec(settings.dead_letter_topic, partitions, copies, max_message_bytes=largest + HEADERS_BYTES),
+    ]

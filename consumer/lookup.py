@@ -1,0 +1,33 @@
+"""Where a worker's settings say that schemas are: the registry, and the folders of *.avsc files."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from consumer.config import Settings
+from consumer.registry import Registry
+from consumer.task import Task
+
+__all__ = ["registry_of", "schema_folders"]
+
+
+def registry_of(settings: Settings) -> Registry | None:
+    """The registry, where one is configured.  Raises Fatal for settings that cannot work."""
+    if settings.schema_registry_url is None:
+        return None
+    password, token = settings.schema_registry_password, settings.schema_registry_token
+    return Registry(
+        settings.schema_registry_url,
+        user=settings.schema_registry_user,
+        password=None if password is None else password.get_secret_value(),
+        token=None if token is None else token.get_secret_value(),
+        ca_file=settings.schema_registry_ca_file,
+        timeout_ms=settings.schema_registry_timeout_ms,
+    )
+
+
+def schema_folders(settings: Settings, task: type[Task] | None = None) -> list[Path]:
+    """Folders to search before the shipped one; a task brings its schemas with it, beside its module."""
+    file = getattr(sys.modules.get(task.__module__), "__file__", None) if task else None
+    return [*map(Path, settings.schema_paths), *([Path(file).parent] if file else [])]

@@ -1,0 +1,145 @@
+"""The prepare pool: slices of events become items, each rejected event in its place, and no failure is silent."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from consumer.engine import Failed
+from consumer.errors import BadRecord, Fatal, Retry
+from consumer.pool import Pool, Prepared
+from consumer.records import Event
+from consumer.task import Item, Rejected, Task
+
+Answers = queue.SimpleQueue[Prepared | Failed]
+Start = Callable[..., tuple[Pool, Answers]]
+
+
+class Lengths(Task):
+    """Prepares texts; a callable in place of a text is called."""
+
+    name = "lengths"
+
+    def prepare(self, events: Sequence[Event], recalled: Sequence[Any]) -> Sequence[Item | Rejected]:
+        assert len(recalled) == len(events)
+        return [self.item_of(event["text"]) for event in events]
+
+    @staticmethod
+    def item_of(text: Any) -> Any:
+        made = text() if callable(text) else text
+        return Item(made, len(made)) if isinstance(made, str) else made
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    pools: list[Pool] = []
+
+    def begin(task: Task, threads: int = 2) -> tuple[Pool, Answers]:
+        answers: Answers = queue.SimpleQueue()
+        pool = Pool(task, threads, answers.put)
+        pools.append(pool)
+        return pool, answers
+
+    yield begin
+    for pool in pools:
+        pool.stop()
+
+
+def texts(*values: Any) -> list[Event]:
+    return [{"id": str(i), "text": value} for i, value in enumerate(values)]
+
+
+def raising(error: BaseException) -> Callable[[], Any]:
+    def fail() -> Any:
+        raise error
+
+    return fail
+
+
+def prepared(answers: Answers) -> Prepared:
+    answer = answers.get(timeout=10)
+    assert isinstance(answer, Prepared), answer
+    return answer
+
+
+def test_items_come_back_with_their_place(start: Start) -> None:
+    pool, answers = start(Lengths())
+    pool.submit(7, 100, texts("a", "bcd"))
+    assert prepared(answers) == Prepared(7, 100, [Item("a", 1), Item("bcd", 3)])
+
+
+def test_an_event_that_makes_prepare_raise_is_rejected_alone(start: Start) -> None:
+    pool, answers = start(Lengths())
+    no_text = BadRecord("no_text", "nothing to read")
+    pool.submit(1, 0, texts("a", raising(KeyError("subject")), "b", no_text, raising(no_text), "c"))
+    items = prepared(answers).items
+    assert [item.value if isinstance(item, Item) else item.reason for item in items] == [
+        *("a", "prepare_failed", "b", "no_text", "no_text", "c")
+    ]
+    bad = items[1]
+    assert isinstance(bad, BadRecord)
+    assert (bad.detail, bad.stage) == ("KeyError: 'subject'", "prepare")
+    assert isinstance(items[3], BadRecord) and items[3].stage == "prepare"
+
+
+def test_what_is_neither_item_nor_rejection_never_reaches_the_loop(start: Start) -> None:
+    pool, answers = start(Lengths())
+    pool.submit(1, 0, texts("a", 5, lambda: Item("x", None)))  # type: ignore[arg-type]
+    items = prepared(answers).items
+    assert items[0] == Item("a", 1)
+    assert all(isinstance(item, BadRecord) and item.reason == "prepare_failed" for item in items[1:])
+
+
+@pytest.mark.parametrize("error", [Fatal("over"), Retry("away")])
+def test_retry_and_fatal_reach_the_loop_as_they_are(start: Start, error: Exception) -> None:
+    pool, answers = start(Lengths())
+    pool.submit(1, 0, texts("a", raising(error)))
+    assert answers.get(timeout=10) == Failed(error)  # type: ignore[arg-type]
+
+
+def test_even_an_exit_on_a_pool_thread_is_heard_of(start: Start) -> None:
+    pool, answers = start(Lengths())
+    pool.submit(1, 0, texts(raising(SystemExit(3))))
+    answer = answers.get(timeout=10)
+    assert isinstance(answer, Failed) and isinstance(answer.error, Fatal)
+    assert "SystemExit: 3" in str(answer.error)
+    assert isinstance(answer.error.__cause__, SystemExit)
+
+
+def test_slices_are_prepared_side_by_side(start: Start) -> None:
+    pool, answers = start(Lengths(), threads=2)
+    meeting = threading.Barrier(2, timeout=10)
+
+    def meet() -> str:
+        meeting.wait()
+        return "met"
+
+    pool.submit(1, 0, texts(meet))
+    pool.submit(1, 1, texts(meet))
+    both = sorted((prepared(answers) for _ in range(2)), key=lambda answer: answer.start)
+    assert [answer.items for answer in both] == [[Item("met", 3)]] * 2
+
+
+def test_stop_drops_what_has_not_begun(start: Start) -> None:
+    pool, answers = start(Lengths(), threads=1)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow() -> str:
+        begun.set()
+        assert go_on.wait(10)
+        return "slow"
+
+    pool.submit(1, 0, texts(slow))
+    pool.submit(2, 0, texts("never"))
+    assert begun.wait(10)
+    pool.stop()
+    go_on.set()
+    assert prepared(answers).chunk == 1
+    for thread in threading.enumerate():
+        if thread.name.startswith("prepare"):
+            thread.join(10)
+    assert answers.empty()
