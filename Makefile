@@ -46,4 +46,4 @@ $(READY): pyproject.toml requirements-dev.txt
 		-c requirements-dev.txt -e '.[dev]' 2>&1 | tee .venv/install.log \
 		| awk '/Downloading.*[0-9][0-9] MB\)|^ERROR|^error/ {print "  " $$0; fflush()}' \
 		|| { tail -n 20 .venv/install.log; exit 1; }
-	@touch $(READY)
+	@$(BIN)/consumer --version >/dev/null && touch $(READY)

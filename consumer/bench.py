@@ -1,7 +1,7 @@
 """`consumer bench`: how close the product comes to the limits of the client library and of the model.
 
-Every figure is measured on processes from outside, beside its limit in the same run, and printed with the ratio: machines
-differ and are noisy, ratios travel.
+Every figure is measured on processes from outside, beside its limit in the same run, and printed with the ratio:
+machines differ and are noisy, ratios travel.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from consumer.config import Settings
 from consumer.errors import ConsumerError, Fatal
@@ -29,7 +30,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 done, or stopped with everything committed · 1 cannot go on (the last line says what to do) · "
+    epilog="Exit codes: 0 done, or stopped with everything committed · 1 cannot go on (the last line says why) · "
     "2 wrong call or setting · 3 the deadline for stopping passed (nothing is lost) · 4 Kafka or the registry did not "
     "answer in time.",
 )
@@ -43,7 +44,7 @@ TaskArgument = Annotated[
 ]
 OptionalTask = Annotated[
     str | None,
-    typer.Argument(metavar="[TASK]", help="spam, or your own as package.module:Class", show_default=False),
+    typer.Argument(metavar="TASK", help="spam, or your own as package.module:Class", show_default=False),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, for scripts.")]
 Data = Annotated[
@@ -69,9 +70,9 @@ def _top(
 
     \b
     Start here:
-      consumer demo                          real e-mails, a real Kafka, watched live
-      consumer check spam                    is everything there that a worker needs?
-      consumer run spam --bootstrap-servers kafka:9092
+      consumer demo          real e-mails, a real Kafka, watched live
+      consumer check spam    is everything there that a worker needs?
+      consumer run spam      with --bootstrap-servers kafka:9092 for your own Kafka
     """
 
 
@@ -80,17 +81,16 @@ def _top(
 def run(settings: Settings, task: TaskArgument) -> None:
     """Read events, run the task on them, publish one result for each, exactly once. Ends on SIGTERM or Ctrl-C.
 
-    Start the same command again, here or on other machines, and the workers share the partitions. A second Ctrl-C
-    ends at once; nothing is lost, the next worker does the rest.
+    Start it again, here or on other machines, and the workers share the partitions. A second Ctrl-C ends at once.
 
     \b
     Examples:
       consumer run spam --bootstrap-servers kafka:9092
       consumer run spam --instance-name $HOSTNAME --metrics-port 9464
       consumer run my_package.my_module:MyTask --option threshold=0.9
-      consumer run spam -X security.protocol=sasl_ssl -X sasl.mechanism=SCRAM-SHA-512 \\
+      consumer run spam --config consumer.toml
+      consumer run spam -X security.protocol=sasl_ssl -X sasl.mechanism=PLAIN \\
           -X sasl.username=me -X sasl.password.file=/run/secrets/kafka
-      CONSUMER_BOOTSTRAP_SERVERS=kafka:9092 consumer run spam --config consumer.toml
     """
     settings.brokers()
     from consumer import serve
@@ -105,8 +105,8 @@ def check(settings: Settings, task: OptionalTask = None, as_json: AsJson = False
 
     \b
     Examples:
-      consumer check                         Python, packages, GPU, broker
-      consumer check spam                    and its topics, schemas, model and transactions
+      consumer check         Python, packages, broker
+      consumer check spam    and its topics, schemas, model, GPU, transactions
       consumer check spam --json | jq '.[] | select(.state == "fail")'
     """
     from consumer import check as doctor
@@ -121,15 +121,23 @@ def check(settings: Settings, task: OptionalTask = None, as_json: AsJson = False
 
 @app.command(rich_help_panel="Worker")
 @with_settings()
-def config(settings: Settings, task: OptionalTask = None, as_json: AsJson = False) -> None:
+def config(
+    settings: Settings,
+    task: OptionalTask = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say what each setting is and why it has its default.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Show what is in force and where each value came from; secrets are covered.
 
-    Flags outrank CONSUMER_... variables, those the TOML file, that the defaults. Every setting is a flag
-    (--max-chunk-records), a variable (CONSUMER_MAX_CHUNK_RECORDS) and a key of the file (max_chunk_records).
+    Flags outrank CONSUMER_... variables, those the TOML file, that the defaults.
+
+    Every setting is a flag (--gather-ms), a variable (CONSUMER_GATHER_MS) and a key of the file (gather_ms).
 
     \b
     Examples:
-      consumer config spam --config consumer.toml
+      consumer config spam --config consumer.toml --explain
       CONSUMER_KAFKA='{"security.protocol": "ssl"}' consumer config --json
     """
     if task or settings.task:
@@ -140,7 +148,7 @@ def config(settings: Settings, task: OptionalTask = None, as_json: AsJson = Fals
     if as_json:
         _print_json([asdict(line) for line in lines])
     else:
-        Console().print(_settings_table(lines))
+        Console().print(_settings_table(lines, explain=explain))
 
 
 @app.command(rich_help_panel="Try it out")
@@ -154,8 +162,7 @@ def demo(
 ) -> None:
     """Stream real e-mails through a real Kafka and a worker, watch it live, and count what came out.
 
-    Brings its own Kafka unless --bootstrap-servers names one. The first start downloads it (about 50 MB) and the
-    e-mails; later ones take seconds.
+    Brings its own Kafka unless --bootstrap-servers names one. The first start downloads it (about 50 MB).
 
     \b
     Examples:
@@ -289,7 +296,9 @@ def list_topics(settings: Settings, as_json: AsJson = False) -> None:
     if as_json:
         _print_json(found)
         return
-    table = Table("topic", "partitions", "replicas", "largest record, bytes", "cleanup", box=None)
+    table = Table(
+        Column("topic", overflow="fold"), "partitions", "replicas", "bytes a record", "cleanup", box=None
+    )
     for row in found:
         table.add_row(*(f"{v:,}" if isinstance(v, int) else str(v) for v in row.values()))
     Console().print(table)
@@ -384,11 +393,15 @@ def _trainer(task: str) -> Any:
         ) from error
 
 
-def _settings_table(lines: list[Shown]) -> Table:
-    table = Table("setting", "value", "from", "what it is", box=None, pad_edge=False)
+def _settings_table(lines: list[Shown], *, explain: bool) -> Table:
+    table = Table(
+        Column("setting", no_wrap=True), "value", Column("from", no_wrap=True), box=None, pad_edge=False
+    )
     for line in lines:
         style = "dim" if line.source == "default" else "bold"
-        table.add_row(f"[{style}]{line.field}[/]", line.value, line.source, f"[dim]{line.description}[/]")
+        table.add_row(Text(line.field, style), Text(line.value), Text(line.source, style))
+        if explain:
+            table.add_row("", Text(f"{line.description}\n", "dim"))
     return table
 
 

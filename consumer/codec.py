@@ -23,11 +23,21 @@ from fastavro.validation import ValidationError, validate
 from consumer.columns import Columns, Unsuited
 from consumer.errors import BadRecord, Fatal
 from consumer.records import Event
-from consumer.schema import SINGLE_OBJECT, Schema, load_schema, short, strict_definition
+from consumer.schema import SINGLE_OBJECT, Schema, load_older, load_schema, short, strict_definition
 from consumer.wire import explain
 
-__all__ = ["Decoder", "Definitions", "Encoder", "Schema", "load_schema", "read_container", "write_container"]
+__all__ = [
+    "Decoder",
+    "Definitions",
+    "Encoder",
+    "Schema",
+    "load_older",
+    "load_schema",
+    "read_container",
+    "write_container",
+]
 
+NOTHING: Mapping[str, list[Any]] = {}
 _MAX_RECORD_BYTES = 4 << 20
 _FORGET_UNKNOWN_S = 30.0
 _MAX_UNKNOWN = 1_000
@@ -224,12 +234,23 @@ class Encoder:
         with suppress(Unsuited):
             self._columns = Columns(schema.definition)
 
-    def encode_many(self, rows: Sequence[Event]) -> list[bytes | BadRecord]:
-        """One framed value for each row, or BadRecord `result_does_not_fit`, in order."""
+    def encode_many(
+        self, rows: Sequence[Event], beside: Mapping[str, list[Any]] = NOTHING
+    ) -> list[bytes | BadRecord]:
+        """One framed value for each row, or BadRecord `result_does_not_fit`, in order.
+
+        `beside` holds fields that all rows lack, a list as long as `rows` for each, which is cheaper than putting them
+        into every row.  Where a row has such a field nevertheless, the row's counts.  With it rows must be mappings.
+        """
         if self._columns is not None:
             with suppress(Unsuited):
-                return cast("list[bytes | BadRecord]", self._columns.write(self._prefix, rows))
-        return [self._encode(row) for row in rows]
+                return cast("list[bytes | BadRecord]", self._columns.write(self._prefix, rows, beside))
+        if not beside:
+            return [self._encode(row) for row in rows]
+        return [
+            self._encode({**{name: values[i] for name, values in beside.items()}, **row})
+            for i, row in enumerate(rows)
+        ]
 
     def _encode(self, row: Event) -> bytes | BadRecord:
         stream = BytesIO()

@@ -51,17 +51,22 @@ class Columns:
         fields = definition["fields"]
         if not fields:
             raise Unsuited
-        self._width = len(fields)
-        self._columns = [(itemgetter(field["name"]), _column(field["type"])) for field in fields]
+        self._columns = {field["name"]: _column(field["type"]) for field in fields}
 
-    def write(self, prefix: bytes, rows: Sequence[Mapping[str, Any]]) -> list[bytes]:
-        """One value for each row, `prefix` first.  Raises Unsuited unless all of them are plain and complete."""
+    def write(
+        self, prefix: bytes, rows: Sequence[Mapping[str, Any]], beside: Mapping[str, list[Any]]
+    ) -> list[bytes]:
+        """One value for each row, `prefix` first; `beside` has the fields that stand in no row, a list each.
+
+        Raises Unsuited unless all rows are plain and complete.
+        """
         pieces: list[Iterable[bytes]] = [repeat(prefix, len(rows))]
+        width = len(self._columns) - len(beside)
         try:
-            if any(map(self._width.__ne__, map(len, rows))):
+            if any(map(width.__ne__, map(len, rows))):
                 raise Unsuited
-            for get, column in self._columns:
-                pieces += column(list(map(get, rows)))
+            for name, column in self._columns.items():
+                pieces += column(beside[name] if name in beside else list(map(itemgetter(name), rows)))
             return list(map(b"".join, zip(*pieces, strict=True)))
         except (TypeError, KeyError, ValueError, OverflowError, struct.error) as error:
             raise Unsuited from error

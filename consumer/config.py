@@ -202,7 +202,7 @@ class Settings(BaseSettings):
     startup_timeout_ms: Milliseconds = _field(
         "Flow",
         60_000,
-        "How long to wait for brokers and topics at the start before giving up with exit code 1.",
+        "How long to wait for brokers and topics at the start before giving up with exit code 4.",
     )
 
     max_batch_items: Count | None = _field(

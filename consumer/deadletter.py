@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from consumer.errors import BadRecord, Fatal
 from consumer.records import Headers, Outgoing, Record
+from consumer.task import Task
 
 __all__ = ["PREFIX", "Cap", "Letters"]
 
@@ -20,6 +21,10 @@ PREFIX = "dead_letter."
 """Every header that we add starts with this."""
 
 _MAX_CHARACTERS = 1000
+_MAX_HEADER = 10 * _MAX_CHARACTERS
+_OURS = 20
+"""More headers than we ever add to one letter."""
+_TOO_LARGE = "MSG_SIZE_TOO_LARGE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +32,7 @@ class Letters:
     """Writes dead letters for one task into one topic."""
 
     topic: str
-    task: str
-    model_version: str
+    task: Task
     group: str
 
     def write(self, record: Record, error: BadRecord, traceparent: str | None = None) -> Outgoing:
@@ -42,31 +46,65 @@ class Letters:
             "partition": str(record.partition()),
             "offset": str(record.offset()),
             "timestamp_ms": str(timestamp_ms),
-            "task": self.task,
-            "model_version": self.model_version,
+            "task": self.task.name,
+            "model_version": self.task.version,  # known only once the model is loaded
             "group": self.group,
             "failed_at_ms": str(time.time_ns() // 1_000_000),
         }
         if traceparent is not None:
             ours["traceparent"] = traceparent
-        headers: Headers = [
-            *(record.headers() or []),
-            *(_header(name, value) for name, value in ours.items()),
-        ]
+        headers = [*_headers_of(record), *(_header(name, value) for name, value in ours.items())]
         return Outgoing(self.topic, record.key(), record.value(), headers, max(timestamp_ms, 0), record)
 
-    def too_large(self, record: Record, nbytes: int, topic: str) -> Outgoing:
-        """The dead letter for an event whose result of `nbytes` the topic refused."""
-        detail = (
-            f"the result has {nbytes} bytes, more than topic {topic!r} takes; raise its max.message.bytes"
-        )
-        return self.write(record, BadRecord("result_too_large", detail, stage="publish"))
+    def refused(self, record: Record, nbytes: int, topic: str, reason: str) -> Outgoing:
+        """The dead letter for an event whose result of `nbytes` the topic did not take; `reason` is Kafka's word."""
+        if reason == _TOO_LARGE:
+            detail = (
+                f"the result has {nbytes} bytes, more than topic {topic!r} takes; raise its max.message.bytes"
+            )
+            return self.write(record, BadRecord("result_too_large", detail, stage="publish"))
+        detail = f"topic {topic!r} does not take the result ({reason}); if it is compacted, every event needs a key"
+        return self.write(record, BadRecord("result_refused", detail, stage="publish"))
 
     @staticmethod
-    def shorten(letter: Outgoing) -> Outgoing:
-        """The same letter without its value, for a dead-letter topic that refused it; the origin still has it."""
-        note = f"{len(letter.value or b'')} bytes left out: too large for this topic; read them at the origin"
-        return replace(letter, value=None, headers=[*letter.headers, _header("value", note)])
+    def lighten(letter: Outgoing, reason: str) -> Outgoing | None:
+        """A letter that its topic may take, after it did not take this one; None where nothing is left to change.
+
+        Too large: without the largest of value, foreign headers and key (the origin still has them).  A moment too far
+        from the broker's: with that of now; ours stands in the headers.
+        """
+        if reason == "INVALID_TIMESTAMP" and letter.timestamp_ms:
+            return replace(letter, timestamp_ms=0)
+        ours = [(k, v) for k, v in letter.headers if k.startswith(PREFIX) and len(v or b"") <= _MAX_HEADER]
+        ours = ours[-_OURS:]
+        sizes = {
+            "value": len(letter.value or b""),
+            "headers": _size(letter.headers) - _size(ours),
+            "key": len(letter.key or b""),
+        }
+        part = max(sizes, key=sizes.__getitem__)
+        if reason != _TOO_LARGE or not sizes[part]:
+            return None
+        note = f"{sizes[part]} bytes left out: too large for this topic; read them at the origin"
+        headers = [*(ours if part == "headers" else letter.headers), _header(part, note)]
+        return replace(
+            letter,
+            key=None if part == "key" else letter.key,
+            value=None if part == "value" else letter.value,
+            headers=headers,
+        )
+
+
+def _headers_of(record: Record) -> Headers:
+    """Its headers.  The client cannot read those with a name that is not UTF-8; the record must pass nevertheless."""
+    try:
+        return record.headers() or []
+    except Exception as error:
+        return [_header("headers", f"left out: unreadable ({type(error).__name__}); they are at the origin")]
+
+
+def _size(headers: Headers) -> int:
+    return sum(len(name) + len(value or b"") for name, value in headers)
 
 
 def _header(name: str, value: object) -> tuple[str, bytes]:
@@ -88,13 +126,15 @@ class Cap:
         self._seen = 0
         self._dead = 0
         self._run = 0
+        self._latest: BadRecord | None = None
 
     def observe(self, dead: Sequence[int], count: int, latest: BadRecord | None) -> None:
         """Take in a chunk of `count` records of which those at the positions `dead` (ascending) went wrong.
 
         Raises Fatal over the cap; the chunk must then not be committed.
         """
-        self._follow_run(dead, count, latest)
+        self._latest = latest or self._latest
+        self._follow_run(dead, count)
         self._counts.append((count, len(dead)))
         self._seen += count
         self._dead += len(dead)
@@ -103,9 +143,11 @@ class Cap:
             self._seen -= old_count
             self._dead -= old_dead
         if self._seen >= self._window and self._dead > self._max_share * self._seen:
-            raise _over(f"{self._dead} of the last {self._seen} records", "dead_letter_max_share", latest)
+            raise _over(
+                f"{self._dead} of the last {self._seen} records", "dead_letter_max_share", self._latest
+            )
 
-    def _follow_run(self, dead: Sequence[int], count: int, latest: BadRecord | None) -> None:
+    def _follow_run(self, dead: Sequence[int], count: int) -> None:
         if not dead:
             self._run = 0 if count else self._run
             return
@@ -114,7 +156,7 @@ class Cap:
             self._run = self._run + 1 if place == end + 1 else 1
             end = place
             if self._max_run and self._run > self._max_run:
-                raise _over(f"{self._run} records in a row", "dead_letter_max_run", latest)
+                raise _over(f"{self._run} records in a row", "dead_letter_max_run", self._latest)
         if end != count - 1:
             self._run = 0
 

@@ -53,7 +53,7 @@ class Failed:
     error: ConsumerError
 
 
-def choose_device(device: str = "auto", precision: str = "auto") -> Device:
+def choose_device(device: str = "auto", precision: str = "auto", threads: int | None = None) -> Device:
     """Resolve `auto`: the best device that torch sees, and the precision that is fast on it.
 
     bf16 on CPUs only where AMX or AVX512-BF16 makes it about three times faster; elsewhere it is slower than fp32.
@@ -64,6 +64,8 @@ def choose_device(device: str = "auto", precision: str = "auto") -> Device:
         raise Fatal(
             "this task needs torch, which is not installed: pip install 'stream-consumer[models]'"
         ) from error
+    if threads is not None:
+        torch.set_num_threads(threads)
     there: dict[str, Callable[[], bool]] = {
         "cuda": torch.cuda.is_available,
         "mps": torch.backends.mps.is_available,

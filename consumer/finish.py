@@ -6,7 +6,7 @@ Knows no Kafka and no thread; the loop calls it in poll order.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,19 @@ from consumer.records import Chunk, Event, Finished
 from consumer.task import Task
 from consumer.telemetry import ChunkTrace
 
-__all__ = ["Finisher"]
+__all__ = ["PROVENANCE", "Finisher"]
+
+PROVENANCE = (
+    "event_id",
+    "source_topic",
+    "source_partition",
+    "source_offset",
+    "model",
+    "model_version",
+    "produced_at",
+)
+"""Fields that every result schema has and that are filled in here."""
+NONE: Set[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +48,14 @@ class Finisher:
         events: Sequence[Event | BadRecord],
         outputs: Sequence[Any],
         trace: ChunkTrace | None,
-    ) -> tuple[Finished, Mapping[int, BadRecord]]:
-        """What to publish, and which places of the chunk went wrong, in order.
+    ) -> tuple[Finished, Mapping[int, BadRecord], Set[int]]:
+        """What to publish, which places of the chunk went wrong, in order, and which have no result on purpose.
 
         `outputs[i]` belongs to `events[i]` and is a BadRecord where something went wrong.
         """
         rejected = {i: output for i, output in enumerate(outputs) if isinstance(output, BadRecord)}
-        places, rows = self._results(chunk, events, outputs, rejected)
-        encoded = self.encoder.encode_many(rows)
+        places, rows = self._results(events, outputs, rejected)
+        encoded = self.encoder.encode_many(rows, self._provenance(chunk, events, places))
         values = [value for value in encoded if not isinstance(value, BadRecord)]
         if len(values) < len(encoded):
             rejected |= {i: v for i, v in zip(places, encoded, strict=True) if isinstance(v, BadRecord)}
@@ -62,19 +74,16 @@ class Finisher:
             next_offsets=chunk.next_offsets,
             epochs=chunk.epochs,
         )
-        return finished, rejected
+        silent = set(range(len(outputs))).difference(places, rejected) if len(places) < len(outputs) else NONE
+        return finished, rejected, silent
 
     def _results(
-        self, chunk: Chunk, events: Sequence[Any], outputs: Sequence[Any], rejected: dict[int, BadRecord]
-    ) -> tuple[Sequence[int], list[Event]]:
+        self, events: Sequence[Any], outputs: Sequence[Any], rejected: dict[int, BadRecord]
+    ) -> tuple[Sequence[int], Sequence[Event]]:
         """Places and rows of all results; what goes wrong on the way is added to `rejected`."""
-        if not rejected and type(self.task).finish is Task.finish:
-            try:
-                return range(len(outputs)), self._rows(chunk, events, range(len(outputs)), outputs)
-            except TypeError:
-                pass  # an output is None or no dict: take them one by one
-        places, results = self._finish_each(events, outputs, rejected)
-        return places, self._rows(chunk, events, places, results)
+        if type(self.task).finish is Task.finish and set(map(type, outputs)) == {dict}:
+            return range(len(outputs)), outputs
+        return self._finish_each(events, outputs, rejected)
 
     def _finish_each(
         self, events: Sequence[Any], outputs: Sequence[Any], rejected: dict[int, BadRecord]
@@ -104,24 +113,15 @@ class Finisher:
                     rejected[i] = BadRecord("result_does_not_fit", detail, stage="finish")
         return places, results
 
-    def _rows(
-        self, chunk: Chunk, events: Sequence[Any], places: Sequence[int], results: Sequence[Event]
-    ) -> list[Event]:
-        """Results with what every result says of its origin; the task's own fields win."""
-        stamp = {
-            "model": self.task.name,
-            "model_version": self.task.version,
-            "produced_at": time.time_ns() // 1_000_000,
+    def _provenance(self, chunk: Chunk, events: Sequence[Any], places: Sequence[int]) -> dict[str, list[Any]]:
+        """What every result says of its origin, a column each."""
+        records, count = [chunk.records[i] for i in places], len(places)
+        return {
+            "event_id": [events[i]["id"] for i in places],
+            "source_topic": [record.topic() for record in records],
+            "source_partition": [record.partition() for record in records],
+            "source_offset": [record.offset() for record in records],
+            "model": [self.task.name] * count,
+            "model_version": [self.task.version] * count,
+            "produced_at": [time.time_ns() // 1_000_000] * count,
         }
-        records = chunk.records
-        return [
-            {
-                "event_id": events[i]["id"],
-                "source_topic": (record := records[i]).topic(),
-                "source_partition": record.partition(),
-                "source_offset": record.offset(),
-                **stamp,
-                **result,
-            }
-            for i, result in zip(places, results, strict=True)
-        ]

@@ -39,9 +39,9 @@ def kind_of(error: BaseException) -> Literal["memory", "broken", "item"]:
 
 
 def described(error: BaseException) -> str:
-    """Type and text of an error in at most 1,000 characters, all of which can be written as UTF-8."""
+    """Type and text of an error in one line of at most 1,000 characters, all of which can be written as UTF-8."""
     text = f"{type(error).__name__}: {error}"[:_MAX_DETAIL]
-    return text.encode("utf-8", "backslashreplace").decode()
+    return " ".join(text.encode("utf-8", "backslashreplace").decode().split())
 
 
 def as_item(made: Any) -> Item | BadRecord:

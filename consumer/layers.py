@@ -134,7 +134,7 @@ def _from_environment() -> _Layer:
         if "://" in text and _SERVICE_LINK.fullmatch(name):
             values.pop(name.lower(), None)
         elif name.lower().removesuffix("_file") in _SECRETS:
-            values[name.lower()] = text
+            values |= {name.lower(): text} if text else {}
         elif name.lower() not in Settings.model_fields and not _SERVICE_LINK.fullmatch(name):
             raise ValueError(f"unknown variable {variable}{_suggestion(name.lower(), _PREFIX)}")
     return _Layer("environment", values)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import queue
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,15 +32,26 @@ class Pool:
     def __init__(self, task: Task, threads: int, post: Callable[[Prepared | Failed], None]) -> None:
         self._task = task
         self._post = post
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="prepare")
+        self._inbox: queue.SimpleQueue[tuple[int, int, Sequence[Event]] | None] = queue.SimpleQueue()
+        self._threads = threads
+        for number in range(threads):
+            # daemons: a `prepare` that hangs must not hold up the end of the process
+            threading.Thread(target=self._main, name=f"prepare-{number}", daemon=True).start()
 
     def submit(self, chunk: int, start: int, events: Sequence[Event]) -> None:
         """Prepare `events`, which stand at `start`... of the chunk."""
-        self._threads.submit(self._prepare, chunk, start, events)
+        self._inbox.put((chunk, start, events))
 
     def stop(self) -> None:
         """Drop what has not begun."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        while not self._inbox.empty():
+            self._drop_one()
+        for _ in range(self._threads):
+            self._inbox.put(None)
+
+    def _main(self) -> None:
+        while (work := self._inbox.get()) is not None:
+            self._prepare(*work)
 
     def _prepare(self, chunk: int, start: int, events: Sequence[Event]) -> None:
         try:

@@ -1,8 +1,9 @@
 """The transactional producer: one transaction at a time, and what to do about each way in which it can end.
 
-    RetryTransaction        aborted: send the same again
+    RetryTransaction        aborted
     ├── MembershipStale     ... under a fresh grant
-    └── TooLarge            ... without this record
+    ├── Narrowed            ... at once, now in smaller batches
+    └── Refused             ... without these records
     OutcomeUnknown          `replace`, then ask `committed` what became of it
 
 Sink thread only.
@@ -11,8 +12,11 @@ Sink thread only.
 from __future__ import annotations
 
 import logging
+import queue
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, Message, Producer
@@ -22,7 +26,15 @@ from confluent_kafka.admin import AdminClient
 from consumer.errors import Fatal, Retry
 from consumer.records import Finished, TopicPartition
 
-__all__ = ["MembershipStale", "OutcomeUnknown", "RetryTransaction", "TooLarge", "TransactionalProducer"]
+__all__ = [
+    "MembershipStale",
+    "Narrowed",
+    "OutcomeUnknown",
+    "Refusal",
+    "Refused",
+    "RetryTransaction",
+    "TransactionalProducer",
+]
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +46,15 @@ _STALE_MEMBERSHIP = {
     KafkaError.FENCED_INSTANCE_ID,
     KafkaError._ASSIGNMENT_LOST,
 }
+_NOT_TAKEN = {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_RECORD, KafkaError.INVALID_TIMESTAMP}
+"""What a topic has against a record.  A broker answers so for the whole batch that the record is in."""
+_UNDERSTOOD = _STALE_MEMBERSHIP | _NOT_TAKEN
+_USUAL_BATCH_BYTES = 1_000_000
+_NARROWER = 32
 _FENCED = {KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH}
-_NO_TOPIC = "a topic to write to does not exist: create it (consumer topics create)"
-_REFUSED = {
-    KafkaError.TOPIC_AUTHORIZATION_FAILED: "this user may not write to a topic: grant WRITE and DESCRIBE on it",
+_NO_TOPIC = "{} does not exist: create it (consumer topics create)"
+_REMEDIES = {
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: "this user may not write to {}: grant WRITE and DESCRIBE on it",
     KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: "this user may not use transactions: grant WRITE and "
     "DESCRIBE on the transactional id",
     KafkaError.CLUSTER_AUTHORIZATION_FAILED: "this user may not write idempotently: grant IDEMPOTENT_WRITE on "
@@ -64,13 +81,37 @@ class MembershipStale(RetryTransaction):
     """The group has moved on since the grant was made."""
 
 
-class TooLarge(RetryTransaction):
-    """A topic refused a record for its size; of several that were refused this is the largest."""
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A record that its topic does not take; `reason` is Kafka's word for why."""
 
-    def __init__(self, topic: str, nbytes: int) -> None:
-        super().__init__("too_large", f"topic {topic!r} refused a record of {nbytes} bytes for its size")
-        self.topic = topic
-        self.nbytes = nbytes
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    reason: str
+    alone: bool
+    """Whether it stood alone in its batch: else the fault may be a neighbour's."""
+
+    @property
+    def too_large(self) -> bool:
+        return self.reason == "MSG_SIZE_TOO_LARGE"
+
+
+class Narrowed(RetryTransaction):
+    """A topic does not take a batch; smaller ones will show whether a record of it is at fault."""
+
+
+class Refused(RetryTransaction):
+    """Topics do not take some of the records."""
+
+    def __init__(self, records: Sequence[Refusal]) -> None:
+        first = records[0]
+        super().__init__(
+            first.reason,
+            f"topic {first.topic!r} does not take a record of {len(first.value or b'')} bytes ({first.reason}; "
+            f"{len(records)} refused)",
+        )
+        self.records = records
 
 
 class OutcomeUnknown(Retry):
@@ -83,7 +124,10 @@ class OutcomeUnknown(Retry):
 
 
 class TransactionalProducer:
-    """Publishes and commits.  `give_up` is asked between attempts while no coordinator answers."""
+    """Publishes and commits.  `give_up` is asked between attempts while no coordinator answers.
+
+    Raises Fatal when one of `topics`, which will be written to, does not exist.
+    """
 
     def __init__(
         self,
@@ -91,13 +135,21 @@ class TransactionalProducer:
         admin_conf: Mapping[str, Any],
         group_id: str,
         give_up: Callable[[], bool],
+        topics: Sequence[str] = (),
     ) -> None:
         self._conf = {**conf, "error_cb": self._on_error}
         self._admin_conf = dict(admin_conf)
         self._group_id = group_id
         self._give_up = give_up
-        self._refused: list[tuple[str, int]] = []
+        self._refused: list[Refusal] = []
+        self._hopeless: Fatal | None = None
+        self._batch_bytes = self._usual_batch_bytes = int(conf.get("batch.size", _USUAL_BATCH_BYTES))
+        self._back_to_usual = False
+        self._timeout_s = float(conf.get("transaction.timeout.ms", 60_000)) / 1000
+        self._deadline = float("inf")
         self._producer = self._connect()
+        for topic in topics:
+            self._find(topic)
 
     @property
     def transactional_id(self) -> str:
@@ -110,6 +162,7 @@ class TransactionalProducer:
         """
         producer = self._producer
         self._refused.clear()
+        self._deadline = time.monotonic() + self._timeout_s
         offsets: dict[TopicPartition, int] = {}
         for finished in pending:
             offsets.update(finished.next_offsets)
@@ -124,6 +177,8 @@ class TransactionalProducer:
             self._insist(producer.commit_transaction)
         except KafkaException as error:
             raise self._sorted(error.args[0]) from error
+        if self._batch_bytes < self._usual_batch_bytes:
+            self._widen()
 
     def replace(self) -> None:
         """A new producer with the same id: taking the id over settles whatever the old one left open."""
@@ -185,10 +240,11 @@ class TransactionalProducer:
             if error is None:
                 continue
             if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
-                self._refused.append((topic, len(row["value"])))
+                self._refuse(topic, row["key"], row["value"], error, alone=True)
             elif error.code() == KafkaError._QUEUE_FULL:
                 again.append(row)
             else:
+                _raise_refused(error, topic)
                 raise KafkaException(error)
         if again:
             self._producer.poll(0.05)
@@ -211,35 +267,84 @@ class TransactionalProducer:
             except BufferError:
                 self._producer.poll(0.05)
             except KafkaException as error:
+                _raise_refused(error.args[0], topic)
                 if error.args[0].code() != KafkaError.MSG_SIZE_TOO_LARGE:
                     raise
                 # this error does not fail the transaction: unnoticed, the record would be missing for ever
-                self._refused.append((topic, len(value or b"")))
+                self._refuse(topic, key, value, error.args[0], alone=True)
                 return
 
     def _insist(self, call: Callable[[], object]) -> None:
-        """Repeat a transactional call while the client says that it may be repeated."""
+        """Repeat a transactional call while the client says that it may be repeated, and the transaction lives."""
         while True:
             try:
-                call()
+                _within(self._deadline, call)
                 return
             except KafkaException as error:
-                if not error.args[0].retriable():
+                if not error.args[0].retriable() or self._is_late:
                     raise
                 log.warning("Kafka is slow to answer (%s), trying again", error.args[0].str())
 
+    @property
+    def _is_late(self) -> bool:
+        """Whether the broker has given the transaction up by now."""
+        return time.monotonic() >= self._deadline
+
     def _sorted(self, error: KafkaError) -> Retry:
-        """What the failure of a transaction means; aborts it where that is possible."""
+        """What the failure of a transaction means.
+
+        Only after an answer of the broker that is no doubt the producer is used again: after a time-out the client may
+        wait for ever in its next transaction, and a late one is fenced by the broker as if by another producer.
+        """
+        self._producer.poll(0)  # hear all that was refused
+        if self._hopeless is not None:
+            raise self._hopeless
         _raise_refused(error)
-        reason, refused = error.name(), list(self._refused)
-        if error.fatal() or not self._abort():
-            return OutcomeUnknown(reason, error.str(), fenced=error.code() in _FENCED)
-        if refused:
-            topic, nbytes = max(refused, key=lambda item: item[1])
-            return TooLarge(topic, nbytes)
-        if error.code() in _STALE_MEMBERSHIP:
-            return MembershipStale(reason, error.str())
-        return RetryTransaction(reason, error.str())
+        reason, late = error.name(), self._is_late
+        usable = not error.fatal() and not late and error.code() in _UNDERSTOOD and self._abort()
+        if self._refused:  # such a transaction is never committed
+            if not usable:
+                self.replace()
+            return self._find_guilty(error)
+        if not usable:
+            return OutcomeUnknown(reason, error.str(), fenced=error.code() in _FENCED and not late)
+        return MembershipStale(reason, error.str())
+
+    def _find_guilty(self, error: KafkaError) -> RetryTransaction:
+        """A broker refuses whole batches: they get smaller until what is refused stands alone in its batch."""
+        guilty = [refusal for refusal in self._refused if refusal.alone]
+        if guilty:
+            self._back_to_usual = True
+            return Refused(guilty)
+        by_size = all(refusal.too_large for refusal in self._refused)
+        self._back_to_usual = not by_size
+        self._batch_bytes = self._batch_bytes // _NARROWER or 1 if by_size else 1
+        self.replace()
+        return Narrowed(error.name(), f"{error.str()}; sending batches of {self._batch_bytes} bytes")
+
+    def _narrow(self) -> dict[str, Any]:
+        """Batches one after the other: those behind a refused one would fail for another reason."""
+        if self._batch_bytes == self._usual_batch_bytes:
+            return {"batch.size": self._batch_bytes}
+        return {"batch.size": self._batch_bytes, "max.in.flight.requests.per.connection": 1}
+
+    def _widen(self) -> None:
+        """After a transaction in narrow batches: they stay so where no single record was at fault."""
+        if self._back_to_usual:
+            self._batch_bytes = self._usual_batch_bytes
+            self._back_to_usual = False
+            self.replace()
+        else:
+            self._usual_batch_bytes = self._batch_bytes
+            log.warning(
+                "a topic takes less than a usual batch: staying at batches of %d bytes; raise its max.message.bytes",
+                self._batch_bytes,
+            )
+
+    def _refuse(
+        self, topic: str, key: bytes | None, value: bytes | None, error: KafkaError, *, alone: bool
+    ) -> None:
+        self._refused.append(Refusal(topic, key, value, error.name(), alone))
 
     def _abort(self) -> bool:
         """Whether the transaction is known to be aborted."""
@@ -252,7 +357,10 @@ class TransactionalProducer:
 
     def _connect(self) -> Producer:
         try:
-            producer = Producer(self._conf, logger=logging.getLogger("consumer.librdkafka"))
+            producer = Producer(
+                self._conf | self._narrow(),
+                logger=logging.getLogger("consumer.librdkafka"),
+            )
         except KafkaException as error:
             raise Fatal(f"Kafka settings refused: {error.args[0].str()}") from error
         while True:
@@ -268,17 +376,63 @@ class TransactionalProducer:
                     raise Retry(f"no transaction coordinator answers: {failure.str()}") from error
                 log.warning("no transaction coordinator yet (%s), trying again", failure.str())
 
+    def _find(self, topic: str) -> None:
+        """Say now that a topic is missing: its first record would wait half a minute for it."""
+        try:
+            found = self._producer.list_topics(topic, timeout=_CALL_S).topics[topic]
+        except KafkaException as error:
+            log.warning("cannot look for topic %r (%s)", topic, error.args[0].str())
+            return
+        if found.error is not None:
+            _raise_refused(found.error, topic)
+
     def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
         """Called for failures only (`delivery.report.only.error`); the transaction fails with them by itself."""
-        if error is not None and error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
-            self._refused.append((message.topic() or "", len(message.value() or b"")))
+        if error is None:
+            return
+        if error.code() in _REMEDIES:
+            self._hopeless = _refusal(error, message.topic())
+        elif error.code() in _NOT_TAKEN:
+            key, value = message.key(), message.value()
+            too_large = error.code() == KafkaError.MSG_SIZE_TOO_LARGE
+            # a batch never grows beyond batch.size, except by its first record
+            alone = self._batch_bytes == 1 or (too_large and len(message) >= self._batch_bytes)
+            self._refuse(message.topic() or "", key, value, error, alone=alone)
 
     @staticmethod
     def _on_error(error: KafkaError) -> None:
         log.warning("Kafka (producer): %s", error.str())
 
 
-def _raise_refused(error: KafkaError) -> None:
-    remedy = _REFUSED.get(error.code())
-    if remedy is not None:
-        raise Fatal(f"{remedy} ({error.str()})")
+def _within(deadline_s: float, call: Callable[[], object]) -> None:
+    """Run `call`, on a thread of its own, but wait no longer than until `deadline_s` (monotonic).
+
+    The client's transactional calls can hang for ever after a broker went away, whatever their time-outs say (librdkafka
+    issues 5456 and 5511).  A hanging call stays behind with its producer, which the next one of the same id fences.
+    """
+    answers: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            call()
+            answers.put(None)
+        except BaseException as error:
+            answers.put(error)
+
+    threading.Thread(target=run, name="transaction", daemon=True).start()
+    try:
+        error = answers.get(timeout=max(0.0, deadline_s - time.monotonic()))
+    except queue.Empty:
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT)) from None
+    if error is not None:
+        raise error
+
+
+def _raise_refused(error: KafkaError, topic: str | None = None) -> None:
+    if error.code() in _REMEDIES:
+        raise _refusal(error, topic)
+
+
+def _refusal(error: KafkaError, topic: str | None) -> Fatal:
+    place = "a topic to write to" if topic is None else f"topic {topic!r}"
+    return Fatal(f"{_REMEDIES[error.code()].format(place)} ({error.str()})")

@@ -18,7 +18,7 @@ from fastavro.schema import SchemaParseException, fingerprint, to_parsing_canoni
 
 from consumer.errors import BadRecord, Fatal
 
-__all__ = ["SINGLE_OBJECT", "Schema", "load_schema", "short", "strict_definition"]
+__all__ = ["SINGLE_OBJECT", "Schema", "load_older", "load_schema", "short", "strict_definition"]
 
 SINGLE_OBJECT = b"\xc3\x01"
 
@@ -91,6 +91,15 @@ def load_schema(name: str, search: Sequence[Path] = ()) -> Schema:
         raise Fatal(f"{name}.avsc: {error.detail}") from error
 
 
+def load_older(name: str, search: Sequence[Path] = ()) -> list[Schema]:
+    """Earlier versions that may still be on a topic: all `name.*.avsc` of the same folders, by file name.
+
+    Where no registry is, a reader must know its writers.  Raises Fatal for one that is refused.
+    """
+    files = [file for folder in _folders(search) for file in sorted(folder.glob(f"{name}.*.avsc"))]
+    return [load_schema(file.stem, [file.parent]) for file in files]
+
+
 _NO_BRANCH = ["no such branch"] * 64
 """As many as there are negative indices of one byte."""
 
@@ -151,9 +160,7 @@ def _find(name: str, search: Sequence[Path] = ()) -> str:
 
     Raises Fatal when there is none, and says what there is.
     """
-    beside = Path(__file__).parent
-    shipped = beside / "schemas" if (beside / "schemas").is_dir() else beside.parent / "schemas"
-    folders = [*search, shipped]
+    folders = _folders(search)
     for folder in folders:
         file = folder / f"{name}.avsc"
         if file.is_file():
@@ -166,6 +173,12 @@ def _find(name: str, search: Sequence[Path] = ()) -> str:
         f"there is no schema {name!r}: looked for {name}.avsc in {', '.join(map(str, folders))}; found "
         f"{', '.join(known) or 'none at all'}. Put the file beside the module of your task"
     )
+
+
+def _folders(search: Sequence[Path]) -> list[Path]:
+    """Where schemas may be; the last is that of the package: inside it in a wheel, beside it in a checkout."""
+    beside = Path(__file__).parent
+    return [*search, beside / "schemas" if (beside / "schemas").is_dir() else beside.parent / "schemas"]
 
 
 def _parse_json(text: str) -> Any:

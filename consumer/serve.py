@@ -5,22 +5,21 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 
-from consumer.codec import Decoder, Encoder, load_schema
+from consumer.codec import Decoder, Encoder, Schema, load_older, load_schema
 from consumer.config import Settings
 from consumer.deadletter import Letters
 from consumer.engine import choose_device
+from consumer.errors import Fatal
 from consumer.exits import Exit
-from consumer.finish import Finisher
+from consumer.finish import PROVENANCE, Finisher
+from consumer.lookup import registry_of, schema_folders
 from consumer.ops.health import Health, HealthServer
-from consumer.registry import Registry
 from consumer.task import Device, Task
 from consumer.tasks import load_task
 from consumer.telemetry import Telemetry
@@ -48,7 +47,7 @@ def run(settings: Settings) -> int:
     worker = build(settings, task, telemetry)
     with _stop_signals() as stopping, _pages(settings, worker, telemetry, stopping):
         try:
-            worker.start()
+            worker.start(stopping.is_set)
             while not stopping.is_set():
                 worker.step()
             log.info("stopping: finishing what is in flight")
@@ -67,19 +66,23 @@ def run(settings: Settings) -> int:
 
 def build(settings: Settings, task: Task, telemetry: Telemetry) -> Worker:
     """A worker for `task`; `settings` are complete (`Settings.for_task`).  Raises Fatal for what cannot work."""
-    registry = _registry(settings)
-    folders = [*map(Path, settings.schema_paths), *_beside(task)]
-    events = [load_schema(name, folders) for name in task.events]
+    registry = registry_of(settings)
+    folders = schema_folders(settings, type(task))
     result = load_schema(task.result, folders)
-    schema_id = None if registry is None else registry.register(f"{settings.output_topic}-value", result)
-    by_topic = dict(zip(settings.input_topics, events * len(settings.input_topics), strict=False))
+    _require(result, PROVENANCE, "every result says which event it is about and which model made it")
+    subject = f"{settings.output_topic}-value"
+    schema_id = None if registry is None else registry.register(subject, result.text)
     decoders = {
         topic: Decoder(
-            schema, registry=registry, fields=task.fields, max_record_bytes=int(settings.max_record_bytes)
+            _require(load_schema(name, folders), ("id",), "results name their event by it"),
+            load_older(name, folders),
+            registry=registry,
+            fields=task.fields,
+            max_record_bytes=int(settings.max_record_bytes),
         )
-        for topic, schema in by_topic.items()
+        for topic, name in _events_by_topic(settings, task).items()
     }
-    letters = Letters(settings.dead_letter_topic, task.name, task.version, settings.group_id)
+    letters = Letters(settings.dead_letter_topic, task, settings.group_id)
     return Worker(
         settings,
         task,
@@ -90,35 +93,33 @@ def build(settings: Settings, task: Task, telemetry: Telemetry) -> Worker:
     )
 
 
-def _registry(settings: Settings) -> Registry | None:
-    if settings.schema_registry_url is None:
-        return None
-    password, token = settings.schema_registry_password, settings.schema_registry_token
-    return Registry(
-        settings.schema_registry_url,
-        user=settings.schema_registry_user,
-        password=None if password is None else password.get_secret_value(),
-        token=None if token is None else token.get_secret_value(),
-        ca_file=settings.schema_registry_ca_file,
-        timeout_ms=settings.schema_registry_timeout_ms,
-    )
+def _require(schema: Schema, fields: Sequence[str], reason: str) -> Schema:
+    """`schema`, if it has these fields: without them every single record would become a dead letter."""
+    missing = sorted(set(fields) - {field["name"] for field in schema.definition["fields"]})
+    if missing:
+        raise Fatal(f"schema {schema.name} has no field {', '.join(missing)}: {reason}", exit_code=Exit.USAGE)
+    return schema
 
 
-def _beside(task: Task) -> list[Path]:
-    """The folder of the task's own module: a task brings its schemas with it."""
-    file = getattr(sys.modules.get(type(task).__module__), "__file__", None)
-    return [Path(file).parent] if file else []
+def _events_by_topic(settings: Settings, task: Task) -> dict[str, str]:
+    """Input topic -> event schema: in the order of the task's events; one kind of event may come on many topics."""
+    topics, events = settings.input_topics, task.events
+    if len(events) == 1:
+        return dict.fromkeys(topics, events[0])
+    if len(topics) != len(events):
+        raise Fatal(
+            f"task {task.name} reads {len(events)} kinds of events ({', '.join(events)}), so input_topics must name as "
+            f"many topics in that order; it names {len(topics)}",
+            exit_code=Exit.USAGE,
+        )
+    return dict(zip(topics, events, strict=True))
 
 
 def _chooser(settings: Settings, task: Task) -> Callable[[], Device]:
     def choose() -> Device:
         if not task.on_device:
             return Device()
-        if settings.torch_threads is not None:
-            import torch
-
-            torch.set_num_threads(settings.torch_threads)
-        return choose_device(settings.device, settings.precision)
+        return choose_device(settings.device, settings.precision, settings.torch_threads)
 
     return choose
 

@@ -5,8 +5,8 @@
                                    └─ recover ◄┘
 
 Light load, small quick transactions; heavy load, they grow by themselves.  What is pending stays in memory until Kafka
-has it, so that an abort costs no second inference.  There is one way to recover: establish what was committed, drop what
-is not ours any more, send the rest again.
+has it, so that an abort costs no second inference.  There is one way to recover: establish what was committed, drop
+what is not ours any more, send the rest again.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from consumer.errors import ConsumerError, Fatal, Retry
 from consumer.producer import (
     MembershipStale,
+    Narrowed,
     OutcomeUnknown,
+    Refusal,
+    Refused,
     RetryTransaction,
-    TooLarge,
     TransactionalProducer,
 )
 from consumer.records import Finished, Grant, Outgoing, Record, TopicPartition
@@ -49,8 +51,9 @@ class Settled:
     numbers: tuple[int, ...]
     dropped: frozenset[TopicPartition]
     """Partitions whose part of them was dropped."""
-    records: int
-    """Results and dead letters that became visible."""
+    results: int
+    """Results that became visible."""
+    dead_letters: int
     began_ns: int
     ended_ns: int
 
@@ -83,8 +86,8 @@ _NO_MEMBER_S = 0.02
 class Sink:
     """Owns the producer.  `submit` never blocks; `post` takes reports back to the loop.
 
-    `too_large(record, nbytes, topic)` makes the dead letter for an event whose result a topic refuses; `shorten` makes a
-    dead letter fit when its own topic refuses it.
+    `refused(record, nbytes, topic, reason)` makes the dead letter for an event whose result a topic does not take;
+    `lighten(letter, reason)` makes one that its own topic may take, None where nothing is left to change.
     """
 
     def __init__(
@@ -93,17 +96,18 @@ class Sink:
         admin_conf: Mapping[str, Any],
         group_id: str,
         *,
+        topics: Sequence[str],
         commit_interval_ms: float,
-        too_large: Callable[[Record, int, str], Outgoing],
-        shorten: Callable[[Outgoing], Outgoing],
+        refused: Callable[[Record, int, str, str], Outgoing],
+        lighten: Callable[[Outgoing, str], Outgoing | None],
         post: Callable[[Report], None],
     ) -> None:
         self._connect: Callable[[], TransactionalProducer] = lambda: TransactionalProducer(
-            producer_conf, admin_conf, group_id, lambda: self._abandoned
+            producer_conf, admin_conf, group_id, lambda: self._abandoned, topics
         )
         self._interval_s = commit_interval_ms / 1000
-        self._too_large = too_large
-        self._shorten = shorten
+        self._refused = refused
+        self._lighten = lighten
         self._post = post
         self._inbox: queue.SimpleQueue[Finished | Grant | Settle | None] = queue.SimpleQueue()
         self._pending: list[Finished] = []
@@ -111,6 +115,7 @@ class Sink:
         self._waiters: list[threading.Event] = []
         self._stopping = False
         self._abandoned = False
+        self._failures = 0
         self._fenced_at = float("-inf")
         self._committed_at = float("-inf")
         self._thread = threading.Thread(target=self._main, name="sink", daemon=True)
@@ -187,21 +192,21 @@ class Sink:
         began_ns = time.monotonic_ns()
         numbers: set[int] = set()
         dropped: set[TopicPartition] = set()
-        attempt = 0
+        self._failures = 0
         while True:
+            grant = self._membership()  # takes in chunks meanwhile, which go with this transaction too
             numbers.update(finished.number for finished in self._pending)
-            dropped |= self._drop_foreign()
+            dropped |= self._drop_foreign(grant)
             if not self._pending or self._attempt(producer):
                 break
-            attempt += 1
-            if attempt > 1:
-                time.sleep(min(0.01 * 2**attempt, 1.0))
-        records = sum(len(finished.values) + len(finished.dead) for finished in self._pending)
+            if self._failures > 1:
+                time.sleep(min(0.01 * 2**self._failures, 1.0))
+        results = sum(len(finished.values) for finished in self._pending)
+        dead = sum(len(finished.dead) for finished in self._pending)
         self._pending = []
         self._committed_at = time.monotonic()
-        self._post(
-            Settled(tuple(sorted(numbers)), frozenset(dropped), records, began_ns, time.monotonic_ns())
-        )
+        span = (began_ns, time.monotonic_ns())
+        self._post(Settled(tuple(sorted(numbers)), frozenset(dropped), results, dead, *span))
 
     def _attempt(self, producer: TransactionalProducer) -> bool:
         """One transaction; after False everything is ready for the next."""
@@ -212,15 +217,18 @@ class Sink:
         except RetryTransaction as aborted:
             log.warning("transaction aborted (%s); its results are kept and sent again", aborted)
             self._post(Aborted(aborted.reason))
-            if isinstance(aborted, TooLarge):
-                self._dead_letter(aborted)
-            elif isinstance(aborted, MembershipStale):
+            if isinstance(aborted, Refused):
+                self._leave_out(aborted)
+            elif not isinstance(aborted, Narrowed):
+                self._failures += 1
+            if isinstance(aborted, MembershipStale):
                 self._await_grant()
         except OutcomeUnknown as unknown:
             log.warning(
                 "transaction failed (%s); replacing the producer and looking what was committed", unknown
             )
             self._post(Aborted(unknown.reason))
+            self._failures += 1
             if unknown.fenced:
                 self._refuse_to_be_fenced_twice(producer.transactional_id)
             producer.replace()
@@ -229,12 +237,8 @@ class Sink:
 
     # What is pending.
 
-    def _drop_foreign(self) -> set[TopicPartition]:
+    def _drop_foreign(self, grant: Grant) -> set[TopicPartition]:
         """Leave out what came from partitions that are not ours any more, or are ours anew and read again."""
-        grant = self._grant
-        while grant is None or grant.metadata is None:
-            self._await_grant()
-            grant = self._grant
         dropped: set[TopicPartition] = set()
         kept = []
         for finished in self._pending:
@@ -262,6 +266,12 @@ class Sink:
         log.info("%d of %d chunks had been committed", len(self._pending) - len(kept), len(self._pending))
         self._pending = kept
 
+    def _membership(self) -> Grant:
+        """What is ours, with the proof of it; without one only if there is nothing to prove."""
+        while (grant := self._grant) is None or (grant.epochs and grant.metadata is None):
+            self._await_grant()
+        return grant
+
     def _await_grant(self) -> None:
         """Membership moved on: nothing can be committed until the loop says what is ours in the new generation."""
         self._grant = None
@@ -279,25 +289,37 @@ class Sink:
         now = time.monotonic()
         if now - self._fenced_at < _FENCED_AGAIN_S:
             raise Fatal(
-                f"another worker uses the transactional id {transactional_id!r}: it has thrown this one out twice. Give "
-                "every worker its own instance_name"
+                f"another worker uses the transactional id {transactional_id!r}: it has thrown this one out twice. "
+                "Give every worker its own instance_name"
             )
         self._fenced_at = now
 
-    def _dead_letter(self, refused: TooLarge) -> None:
-        """Replace what was too large; if others are too, they are refused again and come one by one."""
+    def _leave_out(self, refused: Refused) -> None:
+        """Replace what topics do not take: a result by a dead letter, a dead letter by one that asks for less."""
+        guilty = {(r.topic, r.key, r.value): r for r in refused.records}
+        replaced = 0
         for place, finished in enumerate(self._pending):
-            if finished.topic == refused.topic:
-                for i, value in enumerate(finished.values):
-                    if len(value) == refused.nbytes:
-                        letter = self._too_large(finished.sources[i], refused.nbytes, refused.topic)
-                        self._pending[place] = finished.with_dead(i, letter)
-                        return
-            for i, letter in enumerate(finished.dead):
-                if letter.topic == refused.topic and len(letter.value or b"") == refused.nbytes > 0:
-                    dead = [*finished.dead[:i], self._shorten(letter), *finished.dead[i + 1 :]]
-                    self._pending[place] = replace(finished, dead=dead)
-                    return
-        raise Fatal(
-            f"{refused}, and there is nothing left to leave out; raise max.message.bytes of that topic"
-        )
+            dead = list(finished.dead)
+            for i, letter in enumerate(dead):
+                if (refusal := guilty.get((letter.topic, letter.key, letter.value))) is not None:
+                    dead[i] = self._lighter(letter, refusal)
+                    replaced += 1
+            kept = replace(finished, dead=dead)
+            for i in reversed(range(len(kept.values))):
+                value, source = kept.values[i], kept.sources[i]
+                if (refusal := guilty.get((kept.topic, source.key(), value))) is not None:
+                    letter = self._refused(source, len(value), kept.topic, refusal.reason)
+                    kept = kept.with_dead(i, letter)
+                    replaced += 1
+            self._pending[place] = kept
+        if not replaced:
+            raise Fatal(f"{refused}, and it is none of ours")
+
+    def _lighter(self, letter: Outgoing, refusal: Refusal) -> Outgoing:
+        lighter = self._lighten(letter, refusal.reason)
+        if lighter is None:
+            raise Fatal(
+                f"topic {letter.topic!r} does not take a dead letter ({refusal.reason}), and there is nothing left to "
+                "leave out: raise its max.message.bytes, and do not compact it"
+            )
+        return lighter

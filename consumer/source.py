@@ -14,7 +14,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition as ClientPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message
+from confluent_kafka import TopicPartition as ClientPartition
 
 from consumer.errors import Fatal, Retry
 from consumer.records import Chunk, Grant, Record, TopicPartition
@@ -75,27 +76,31 @@ class Source:
         """The partitions that are ours now; a snapshot."""
         return dict(self._epochs)
 
-    def join(self, deadline_s: float) -> None:
-        """Wait for the broker and the topics, then join the group.
+    def join(self, deadline_s: float, stopping: Callable[[], bool] = lambda: False) -> None:
+        """Wait for the broker and the topics, then join the group; waits no longer when `stopping` says so.
 
         Raises Fatal when a topic does not exist or access is refused, Retry when no broker answers until
         `time.monotonic()` passes `deadline_s`.
         """
         for topic in self._topics:
-            self._find(topic, deadline_s)
+            self._find(topic, deadline_s, stopping)
         self._consumer.subscribe(
             self._topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
         )
 
-    def _find(self, topic: str, deadline_s: float) -> None:
-        while True:
+    def _find(self, topic: str, deadline_s: float, stopping: Callable[[], bool]) -> None:
+        while not stopping():
             try:
                 found = self._consumer.list_topics(topic, timeout=2.0).topics[topic]
             except KafkaException as error:
                 self._raise_refused(error.args[0])
+                self._consumer.poll(0)  # hear why
+                if self._failure is not None:
+                    raise self._failure from error
                 if time.monotonic() > deadline_s:
                     raise Retry(
-                        f"no broker answered: {error.args[0].str()}. Is Kafka running, and is bootstrap_servers right?"
+                        f"no broker answered: {error.args[0].str()}. Is Kafka running, and are bootstrap_servers and "
+                        "security.protocol right?"
                     ) from error
                 log.warning("no broker answers yet (%s), trying again", error.args[0].str())
                 continue

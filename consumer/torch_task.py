@@ -57,7 +57,7 @@ class TorchTask(Task):
         self._dtype = _DTYPES.get(device.precision)
         self._copies: torch.cuda.Stream | None = None
         if self._device.type == "cuda":
-            self._copies = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+            self._copies = torch.cuda.Stream(self._device)
         self.build(self._device)
         self._check_precision()
 
@@ -68,7 +68,7 @@ class TorchTask(Task):
             return _Staged({k: t.to(self._device) for k, t in tensors.items()}, None)
         with torch.cuda.stream(self._copies):
             there = {k: t.pin_memory().to(self._device, non_blocking=True) for k, t in tensors.items()}
-            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            copied = torch.cuda.Event()
             copied.record(self._copies)
         return _Staged(there, copied)
 

@@ -19,11 +19,20 @@ TRACEPARENT = re.compile(
 
 
 def all_headers(records: Sequence[Record]) -> Sequence[Headers | None]:
-    """The headers of every record; None for one whose headers cannot be read."""
-    try:
-        return [record.headers() for record in records]
-    except Exception:  # hostile headers cost that record its trace, its neighbours keep theirs
-        return [_headers_or_none(record) for record in records]
+    """The headers of every record; None for one whose headers cannot be read, which has none from then on.
+
+    Must be the first to read them.  Where a header's name is not UTF-8 the client library raises on the first
+    reading and then keeps a list with a hole in it: looking at that one crashes the interpreter.
+    """
+    found: list[Headers | None] = []
+    while len(found) < len(records):
+        try:
+            for record in records[len(found) :]:
+                found.append(record.headers())  # noqa: PERF401  what was read before an error stays
+        except Exception:
+            _disarm(records[len(found)])
+            found.append(None)
+    return found
 
 
 def carried(headers: Headers) -> Headers | None:
@@ -57,8 +66,7 @@ def headers_of(ours: SpanContext, came_with: Headers | None) -> Headers:
     return [("traceparent", parent), *(came_with[1:] if came_with else ())]
 
 
-def _headers_or_none(record: Record) -> Headers | None:
-    try:
-        return record.headers()
-    except Exception:
-        return None
+def _disarm(record: Record) -> None:
+    set_headers = getattr(record, "set_headers", None)
+    if set_headers is not None:
+        set_headers([])

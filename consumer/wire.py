@@ -50,42 +50,21 @@ class _Walk:
         self.data = value
         self.at = start
         self.steps = 0
-        self.kinds: dict[str, Callable[[Any, str], None]] = {
-            "null": lambda schema, where: None,
-            "boolean": self.boolean,
-            "int": self.int,
-            "long": lambda schema, where: self.discard(self.varint(where)),
-            "float": lambda schema, where: self.take(4, where, "a float"),
-            "double": lambda schema, where: self.take(8, where, "a double"),
-            "bytes": lambda schema, where: self.discard(self.sized(where, "bytes")),
-            "string": self.string,
-            "fixed": lambda schema, where: self.take(schema["size"], where, "a fixed"),
-            "enum": self.enum,
-            "array": self.array,
-            "map": self.map,
-            "union": self.union,
-            "record": self.record,
-            "error": self.record,
-        }
 
     def walk(self, schema: Any, where: str) -> None:
         self.steps += 1
         if self.steps > _MAX_STEPS:
             raise _GaveUp
         kind = "union" if isinstance(schema, list) else schema["type"] if isinstance(schema, dict) else schema
-        step = self.kinds.get(kind)
+        step = _STEPS.get(kind)
         if step is None:
             self.walk(self.named[kind], where)
         else:
-            step(schema, where)
+            step(self, schema, where)
 
     def wrong(self, reason: str, where: str, text: str, at: int | None = None) -> _Malformed:
         place = f"field `{where}`, " if where else ""
         return _Malformed(reason, f"{place}byte {self.at if at is None else at} of {len(self.data)}: {text}")
-
-    @staticmethod
-    def discard(read: object) -> None:
-        """Say that what was read is not needed."""
 
     def take(self, size: int, where: str, what: str) -> None:
         left = len(self.data) - self.at
@@ -154,14 +133,17 @@ class _Walk:
 
     def blocks(self, where: str, item: Callable[[], None]) -> None:
         while count := self.varint(where):
+            size = None
             if count < 0:
-                count = -count
-                self.discard(self.varint(where))
-            left = len(self.data) - self.at
+                count, size = -count, self.varint(where)
+            start, left = self.at, len(self.data) - self.at
             if count > left:
                 raise self.wrong("truncated", where, f"{count} items are announced, {left} bytes are left")
             for _ in range(count):
                 item()
+            if size is not None and size != self.at - start:
+                text = f"a block says that it has {size} bytes, its items have {self.at - start}"
+                raise self.wrong("wrong_type", where, text, start)
 
     def array(self, schema: Any, where: str) -> None:
         self.blocks(where, lambda: self.walk(schema["items"], f"{where}[]"))
@@ -177,3 +159,22 @@ class _Walk:
         for field in schema["fields"]:
             name = field["name"]
             self.walk(field["type"], f"{where}.{name}" if where else name)
+
+
+_STEPS: dict[str, Callable[[_Walk, Any, str], object]] = {
+    "null": lambda walk, schema, where: None,
+    "boolean": _Walk.boolean,
+    "int": _Walk.int,
+    "long": lambda walk, schema, where: walk.varint(where),
+    "float": lambda walk, schema, where: walk.take(4, where, "a float"),
+    "double": lambda walk, schema, where: walk.take(8, where, "a double"),
+    "bytes": lambda walk, schema, where: walk.sized(where, "bytes"),
+    "string": _Walk.string,
+    "fixed": lambda walk, schema, where: walk.take(schema["size"], where, "a fixed"),
+    "enum": _Walk.enum,
+    "array": _Walk.array,
+    "map": _Walk.map,
+    "union": _Walk.union,
+    "record": _Walk.record,
+    "error": _Walk.record,
+}

@@ -15,7 +15,7 @@ import queue
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -28,7 +28,7 @@ from consumer.engine import Done, Engine, Failed, Work
 from consumer.errors import BadRecord, Retry
 from consumer.finish import Finisher
 from consumer.pool import Pool, Prepared
-from consumer.records import Chunk, Event, Finished, TopicPartition
+from consumer.records import Chunk, Event, TopicPartition
 from consumer.sink import Aborted, Settle, Settled, Sink, SinkFailed, WantGrant
 from consumer.source import Source
 from consumer.task import Device, Item, Task
@@ -68,12 +68,15 @@ class InFlight:
     events: Sequence[Event | BadRecord] = ()
     """Kept for the ids in the spans, where there are any."""
     rejected: Mapping[int, str] = field(default_factory=dict)
+    silent: Set[int] = frozenset()
 
     def end_trace(self, settled: Settled) -> None:
         if self.trace is not None:
             self.trace.drop(settled.dropped)
             commit_ms = (settled.ended_ns - settled.began_ns) / 1e6
-            self.trace.end(commit_ms=commit_ms, rejected=self.rejected, event_ids=self._event_id)
+            self.trace.end(
+                commit_ms=commit_ms, rejected=self.rejected, silent=self.silent, event_ids=self._event_id
+            )
 
     def _event_id(self, place: int) -> str | None:
         event = self.events[place]
@@ -112,9 +115,10 @@ class Worker:
             settings.producer_conf(settings.transactional_id),
             settings.admin_conf(),
             settings.group_id,
+            topics=(settings.output_topic, settings.dead_letter_topic),
             commit_interval_ms=settings.commit_interval_ms,
-            too_large=finisher.letters.too_large,
-            shorten=finisher.letters.shorten,
+            refused=finisher.letters.refused,
+            lighten=finisher.letters.lighten,
             post=post,
         )
         self._source = Source(
@@ -140,7 +144,7 @@ class Worker:
         self._lag_at = 0.0
         self.stepped_ns = time.monotonic_ns()
         self.loaded = False
-        self.results = 0
+        self.published = 0
         """Results and dead letters that are visible."""
 
     @property
@@ -152,19 +156,23 @@ class Worker:
         """Whether everything that was read is committed."""
         return not self._open and not self._in_flight and not self._deferred
 
-    def start(self) -> None:
-        """Load the model, then join the group: a broken model never takes partitions."""
+    def start(self, stopping: Callable[[], bool] = lambda: False) -> None:
+        """Load the model, then join the group: a broken model never takes partitions.
+
+        `stopping` is asked while no broker answers: when it says so, this returns.
+        """
         self._engine.start()
         self.loaded = True
         self._sink.start()
-        self._source.join(time.monotonic() + self._settings.startup_timeout_ms / 1000)
+        self._source.join(time.monotonic() + self._settings.startup_timeout_ms / 1000, stopping)
 
     def step(self, *, reading: bool = True) -> None:
         """One turn: take what other threads have done, read on, dispatch, hand finished chunks to the sink."""
         self.stepped_ns = time.monotonic_ns()
         self._collect(wait=not reading)
-        chunk = self._poll() if reading else None
-        if chunk is not None:
+        if not reading:
+            self._serve_group()
+        elif (chunk := self._poll()) is not None:
             self._admit(chunk)
         self._dispatch()
         self._hand_over()
@@ -214,6 +222,12 @@ class Worker:
         chunk = self._source.poll(0)
         self._announce()
         return chunk
+
+    def _serve_group(self) -> None:
+        """Stay a member without reading on: what comes all the same is left to the next worker."""
+        self._source.hold()
+        self._source.poll(0)
+        self._announce()
 
     def _again(self) -> Chunk | None:
         """The registry was away when these chunks came: keep them and the membership, and try again."""
@@ -338,17 +352,18 @@ class Worker:
 
     def _on_settled(self, settled: Settled) -> None:
         now_ms = time.time_ns() / 1e6
-        commit_ms = (settled.ended_ns - settled.began_ns) / 1e6
         for number in settled.numbers:
             flight = self._in_flight.pop(number)
             self._release(flight.chunk)
             flight.end_trace(settled)
-            self._telemetry.latency(flight.chunk.records, now_ms)
-            self._committed.update(flight.chunk.next_offsets)
-        if settled.records:
-            self.results += settled.records
-            self._telemetry.committed(commit_ms, settled.records)
-            self._telemetry.published(settled.records)
+            if settled.dropped.isdisjoint(flight.chunk.next_offsets):
+                self._telemetry.latency(flight.chunk.records, now_ms)
+                self._committed.update(flight.chunk.next_offsets)
+        visible = settled.results + settled.dead_letters
+        if visible:
+            self.published += visible
+            self._telemetry.committed((settled.ended_ns - settled.began_ns) / 1e6, visible)
+            self._telemetry.published(settled.results)
 
     def _release(self, chunk: Chunk) -> None:
         self._records -= len(chunk.records)
@@ -400,22 +415,25 @@ class Worker:
             if opened.missing:
                 return
             del self._open[number]
-            finished, rejected = self._finisher.finish(
+            finished, rejected, silent = self._finisher.finish(
                 opened.chunk, opened.events, opened.outputs, opened.trace
             )
-            self._count(opened, rejected)
+            self._count(opened, rejected, silent)
             self._sink.submit(finished)
 
-    def _count(self, opened: Open, rejected: Mapping[int, BadRecord]) -> None:
-        count = len(opened.chunk.records)
+    def _count(self, opened: Open, rejected: Mapping[int, BadRecord], silent: Set[int]) -> None:
+        count, number = len(opened.chunk.records), opened.chunk.number
+        if silent and opened.trace is not None:
+            self._in_flight[number] = replace(self._in_flight[number], silent=silent)
         if rejected:
             reasons = {place: error.reason for place, error in rejected.items()}
-            flight = self._in_flight[opened.chunk.number]
-            self._in_flight[opened.chunk.number] = replace(flight, rejected=reasons)
+            self._in_flight[number] = replace(self._in_flight[number], rejected=reasons)
             for reason, times in Counter(reasons.values()).items():
                 self._telemetry.dead(reason, times)
             worst = rejected[max(rejected)]
-            log.warning("%d of %d records became dead letters, the last for: %s", len(rejected), count, worst)
+            log.warning(
+                "%d of %d records became dead letters, the last for: %s", len(rejected), count, worst.reason
+            )
             self._cap.observe(sorted(rejected), count, worst)
         else:
             self._cap.observe((), count, None)

@@ -28,28 +28,28 @@ class Pulse:
     lag: int = 0
 
 
-def board(ledger: Ledger, pulse: Pulse, goal: int | None, where: str) -> RenderableType:
+def board(ledger: Ledger, pulse: Pulse, *, goal: int | None, where: str) -> RenderableType:
     """The live picture."""
-    numbers = Table.grid(padding=(0, 3))
+    numbers = Table.grid(padding=(0, 1), expand=True)
     for _ in range(4):
-        numbers.add_column(justify="right")
-        numbers.add_column(style="dim")
+        numbers.add_column(justify="right", no_wrap=True)
+        numbers.add_column(style="dim", no_wrap=True)
     recent = list(ledger.latencies_s)[-500:]
     numbers.add_row(
-        *_pair(f"{pulse.events:,.0f}", "events in / s"),
-        *_pair(f"{pulse.results:,.0f}", "results out / s"),
+        *_pair(f"{pulse.events:,.0f}", "in/s"),
+        *_pair(f"{pulse.results:,.0f}", "out/s"),
         *_pair(f"{pulse.lag:,}", "lag"),
-        *_pair(f"{len(ledger.outcomes):,}", "done"),
+        *_pair(f"{ledger.settled:,}", "done"),
     )
     numbers.add_row(
-        *_pair(f"{pulse.batch_size:,.1f}", "mails a batch"),
-        *_pair(f"{pulse.transaction_size:,.1f}", "results a transaction"),
-        *_pair(f"{1e3 * quantile(recent, 0.5):,.0f} ms", "latency p50"),
-        *_pair(f"{1e3 * quantile(recent, 0.99):,.0f} ms", "latency p99"),
+        *_pair(f"{pulse.batch_size:,.1f}", "mails/batch"),
+        *_pair(f"{pulse.transaction_size:,.1f}", "results/transaction"),
+        *_pair(f"{1e3 * quantile(recent, 0.5):,.0f} ms", "p50"),
+        *_pair(f"{1e3 * quantile(recent, 0.99):,.0f} ms", "p99"),
     )
     parts: list[RenderableType] = [numbers]
     if goal is not None:
-        parts.append(ProgressBar(total=goal, completed=min(goal, len(ledger.outcomes)), width=None))
+        parts.append(ProgressBar(total=goal, completed=min(goal, ledger.settled), width=None))
     parts.append(_verdicts(ledger))
     dead = "  ".join(f"{reason} {count}" for reason, count in ledger.reasons.most_common())
     parts.append(
@@ -91,14 +91,14 @@ def summary(ledger: Ledger) -> RenderableType:
     good = "green" if ledger.clean else "red"
     latencies = list(ledger.latencies_s)
     rows: list[tuple[str, Any, str]] = [
-        ("events", f"{len(ledger.sent):,}", f"{ledger.broken} of them broken on purpose"),
+        ("events", f"{ledger.total:,}", f"{ledger.broken:,} of them broken on purpose"),
         ("results", f"{ledger.judged:,}", ""),
         ("dead letters", f"{sum(ledger.reasons.values()):,}", _reasons(ledger)),
         ("duplicates", Text(f"{ledger.duplicates}", style=good), "outcomes beyond the first of an event"),
         ("missing", Text(f"{ledger.open}", style=good), "events without an outcome"),
     ]
     if ledger.wrongly_dead or ledger.wrongly_alive or ledger.strangers:
-        text = f"{ledger.wrongly_dead} good ones dead, {ledger.wrongly_alive} broken ones alive, {ledger.strangers} unknown"
+        text = f"{ledger.wrongly_dead} good ones dead, {ledger.wrongly_alive} broken alive, {ledger.strangers} unknown"
         rows.append(("wrong outcomes", Text("yes", style="red"), text))
     if ledger.judged:
         rows.append(

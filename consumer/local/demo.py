@@ -18,11 +18,12 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from confluent_kafka import Consumer, Producer
 from prometheus_client.parser import text_string_to_metric_families
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 
 from consumer.codec import Decoder, Encoder, load_schema
@@ -82,17 +83,16 @@ def run(*, events: int, forever: bool, bootstrap_servers: str | None = None) -> 
         with console.status("loading the model"):
             _wait_ready(child, port, stopping)
         goal = None if forever else events
-        reader = stack.enter_context(_thread(lambda quit: _read(servers, topics, ledger, quit)))
-        writer = stack.enter_context(_thread(lambda quit: _write(servers, topics, mails, goal, ledger, quit)))
+        reader = stack.enter_context(_thread(_read, servers, topics, ledger))
+        writer = stack.enter_context(_thread(_write, servers, topics, mails, goal, ledger, stopping))
+        shown = partial(board, ledger, goal=goal, where=where)
         _watch(
             console,
             ledger,
-            goal,
-            where,
-            worker,
+            shown,
+            child,
             port,
-            lambda: stopping.is_set() or not reader.is_alive(),
-            writer,
+            lambda: reader.is_alive() and (writer.is_alive() or ledger.open > 0),
         )
     console.print(summary(ledger))
     return Exit.OK if ledger.clean else Exit.FATAL
@@ -151,22 +151,25 @@ def _write(
     mails: Iterator[LabelledEvent],
     goal: int | None,
     ledger: Ledger,
+    stopping: threading.Event,
     quit: threading.Event,
 ) -> None:
     """Send e-mails, every hundredth record broken, as fast as results come back."""
-    producer = Producer({"bootstrap.servers": servers, "linger.ms": 1, "compression.type": "lz4"})
+    producer = Producer(
+        {"bootstrap.servers": servers, "linger.ms": 1, "compression.type": "lz4", "log_level": 0}
+    )
     encode = Encoder(load_schema("email")).encode_many
-    first, label = next(mails)
-    (sample,) = encode([first])
+    first = next(mails)
+    (sample,) = encode([first[0]])
     if isinstance(sample, BadRecord):
         raise Fatal(f"the demo's own e-mail does not fit its schema: {sample}")
     broken = broken_records(sample)
-    for number, (event, label) in enumerate(itertools.chain([(first, label)], mails)):
+    for number, (event, label) in enumerate(itertools.chain([first], mails)):
         if number == goal:
             break
         while ledger.open >= _UNDER_WAY and not quit.wait(0.002):
             producer.poll(0)
-        if quit.is_set():
+        if quit.is_set() or stopping.is_set():
             break
         event_id = str(event["id"])
         value: bytes | BadRecord | None = encode([event])[0]
@@ -187,6 +190,7 @@ def _read(servers: str, topics: _Topics, ledger: Ledger, quit: threading.Event) 
             "bootstrap.servers": servers,
             "group.id": f"demo-reader-{uuid.uuid4().hex[:8]}",
             "isolation.level": "read_committed",
+            "log_level": 0,
             "auto.offset.reset": "earliest",
             "enable.auto.commit": False,
         }
@@ -214,19 +218,17 @@ def _read(servers: str, topics: _Topics, ledger: Ledger, quit: threading.Event) 
 def _watch(
     console: Console,
     ledger: Ledger,
-    goal: int | None,
-    where: str,
+    shown: Callable[[Pulse], RenderableType],
     child: Child,
     port: int,
-    over: Callable[[], bool],
-    writer: threading.Thread,
+    going: Callable[[], bool],
 ) -> None:
-    """Show the board until all is done, somebody stops it, or nothing moves any more."""
+    """Show the board until everything is done or nothing moves any more."""
     sent = done = 0
     batches = transactions = (0.0, 0.0)
     pulse, at_s, moved_s = Pulse(), time.monotonic(), time.monotonic()
-    with Live(board(ledger, pulse, goal, where), console=console, refresh_per_second=8) as live:
-        while not over() and (writer.is_alive() or ledger.open):
+    with Live(shown(pulse), console=console, refresh_per_second=8) as live:
+        while going():
             child.require_alive()
             time.sleep(0.1)
             now_s = time.monotonic()
@@ -234,19 +236,19 @@ def _watch(
                 span, previous = now_s - at_s, (batches, transactions)
                 batches, transactions = _scrape(port)
                 pulse = Pulse(
-                    events=(len(ledger.sent) - sent) / span,
-                    results=(len(ledger.outcomes) - done) / span,
+                    events=(ledger.total - sent) / span,
+                    results=(ledger.settled - done) / span,
                     batch_size=_mean(previous[0], batches),
                     transaction_size=_mean(previous[1], transactions),
                     lag=ledger.open,
                 )
-                moved_s = now_s if len(ledger.outcomes) > done else moved_s
-                sent, done, at_s = len(ledger.sent), len(ledger.outcomes), now_s
+                moved_s = now_s if ledger.settled > done else moved_s
+                sent, done, at_s = ledger.total, ledger.settled, now_s
             if now_s - moved_s > _QUIET_S:
                 raise Fatal(
                     f"no result for {_QUIET_S:.0f} s; the worker's log ends with:\n{child.log_tail()}"
                 )
-            live.update(board(ledger, pulse, goal, where))
+            live.update(shown(pulse))
 
 
 def _scrape(port: int) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -294,9 +296,10 @@ def _until_signal() -> Iterator[threading.Event]:
 
 
 @contextmanager
-def _thread(work: Callable[[threading.Event], None]) -> Iterator[threading.Thread]:
+def _thread(work: Callable[..., None], *arguments: object) -> Iterator[threading.Thread]:
+    """`work(*arguments, quit)` on a thread of its own, until the end of the block at the latest."""
     quit = threading.Event()
-    thread = threading.Thread(target=work, args=(quit,), daemon=True)
+    thread = threading.Thread(target=work, args=(*arguments, quit), daemon=True)
     thread.start()
     try:
         yield thread

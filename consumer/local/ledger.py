@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 __all__ = ["Ledger", "Sent", "Verdict", "quantile"]
 
+_REMEMBERED = 200_000
+
 
 @dataclass(frozen=True, slots=True)
 class Sent:
@@ -50,9 +52,27 @@ class Ledger:
     latest: deque[Verdict] = field(default_factory=lambda: deque(maxlen=8))
     first_s: float = 0.0
     last_s: float = 0.0
+    total: int = 0
+    """Events sent."""
+    settled: int = 0
+    """Events with an outcome."""
+    broken: int = 0
+    """Records that were broken on purpose."""
+    duplicates: int = 0
+    """Outcomes beyond the first of an event, among the last 200,000 events."""
 
     def send(self, event_id: str, sent: Sent) -> None:
         self.sent[event_id] = sent
+        self.total += 1
+        self.broken += sent.label is None
+        if len(self.sent) > _REMEMBERED:
+            self._forget()
+
+    def _forget(self) -> None:
+        """Drop the older half of what is settled, or a demo that runs for days would fill the memory."""
+        for event_id in list(self.sent)[: _REMEMBERED // 2]:
+            if self.outcomes.pop(event_id, 0):
+                del self.sent[event_id]
 
     def result(self, event_id: str, probability: float, spam: bool, model: str, now_s: float) -> None:
         """A verdict became visible."""
@@ -84,22 +104,16 @@ class Ledger:
         self.first_s = self.first_s or now_s
         self.last_s = now_s
         if self.outcomes[event_id] == 1:
+            self.settled += 1
             self.latencies_s.append(now_s - sent.at_s)
+        else:
+            self.duplicates += 1
         return sent
 
     @property
     def open(self) -> int:
         """Sent and without any outcome."""
-        return len(self.sent) - len(self.outcomes)
-
-    @property
-    def duplicates(self) -> int:
-        return sum(self.outcomes.values()) - len(self.outcomes)
-
-    @property
-    def broken(self) -> int:
-        """Records that were broken on purpose."""
-        return sum(sent.label is None for sent in list(self.sent.values()))
+        return self.total - self.settled
 
     @property
     def clean(self) -> bool:
@@ -110,7 +124,7 @@ class Ledger:
     def rate(self) -> float:
         """Outcomes a second between the first and the last."""
         span = self.last_s - self.first_s
-        return (len(self.outcomes) - 1) / span if span > 0 else 0.0
+        return (self.settled - 1) / span if span > 0 else 0.0
 
 
 def quantile(values: list[float], share: float) -> float:

@@ -1,4 +1,4 @@
-"""Kafka's side of the benchmark: fill topics, follow a group's progress, watch latency.  Knows nothing of what it measures."""
+"""Kafka's side of the benchmark: fill topics, follow a group's progress, watch latency."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def latencies_s(
 ) -> list[float]:
     """Send (id, key, value) rows at a steady rate whatever comes back (open loop), and wait for all results.
 
-    `event_id(value)` reads the id out of a result.  Seconds from the moment when each event was due to the moment when a
-    `read_committed` reader had its result.
+    `event_id(value)` reads the id out of a result.  Seconds from the moment when each event was due to the moment when
+    a `read_committed` reader had its result.
     """
     due: dict[str, float] = {}
     seen: dict[str, float] = {}

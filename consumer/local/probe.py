@@ -10,9 +10,10 @@ from importlib.metadata import version
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicCollection, libversion
-from confluent_kafka.admin import AdminClient, ClusterMetadata
+from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._acl import AclOperation
 from confluent_kafka.admin._config import ConfigResource
+from confluent_kafka.admin._metadata import ClusterMetadata
 from confluent_kafka.admin._resource import ResourceType
 
 from consumer.config import Settings

@@ -17,6 +17,7 @@ from consumer.errors import BadRecord, Fatal, Retry
 from consumer.exits import Exit
 from consumer.local import mails
 from consumer.local.topics import TopicSpec, ensure_topics
+from consumer.local.wanted import PARTITIONS
 from consumer.lookup import registry_of, schema_folders
 from consumer.records import Event
 
@@ -60,9 +61,9 @@ def produce(
     """
     schema = load_schema(schema_name, schema_folders(settings))
     registry = registry_of(settings)
-    schema_id = None if registry is None else registry.register(f"{topic}-value", schema)
+    schema_id = None if registry is None else registry.register(f"{topic}-value", schema.text)
     encoder = Encoder(schema, schema_id=schema_id)
-    ensure_topics(settings.admin_conf(), [TopicSpec(topic)])
+    ensure_topics(settings.admin_conf(), [TopicSpec(topic, PARTITIONS)])
     failed: list[KafkaError] = []
 
     def delivered(error: KafkaError | None, _: Message) -> None:
@@ -71,7 +72,7 @@ def produce(
 
     producer = Producer(settings.producer_conf())
     sent = 0
-    with _progress(count) as progress:
+    with _progress() as progress:
         bar = progress.add_task(topic, total=count)
         for event in _paced(islice(events, count), rate_per_s):
             value = encoder.encode_many([event])[0]
@@ -118,6 +119,6 @@ def _paced(events: Iterable[Event], rate_per_s: float | None) -> Iterator[Event]
         yield event
 
 
-def _progress(count: int | None) -> Progress:
+def _progress() -> Progress:
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
-    return Progress(*columns, console=Console(stderr=True), transient=True, disable=count == 0)
+    return Progress(*columns, console=Console(stderr=True), transient=True)

@@ -30,11 +30,13 @@ def copy(servers: str, group: str, topic_in: str, topic_out: str, size: int) -> 
             continue
         producer.begin_transaction()
         producer.produce_batch(topic_out, [{"value": r.value(), "key": r.key()} for r in records])
-        ends = {r.partition(): r.offset() + 1 for r in records}
-        offsets = [TopicPartition(topic_in, partition, end) for partition, end in ends.items()]
+        ends = {r.partition() or 0: r.offset() or 0 for r in records}
+        offsets = [TopicPartition(topic_in, partition, end + 1) for partition, end in ends.items()]
         producer.send_offsets_to_transaction(offsets, consumer.consumer_group_metadata())
         producer.commit_transaction()
 
 
 if __name__ == "__main__":
-    copy(*sys.argv[1:5], int(sys.argv[5]))  # type: ignore[misc, call-arg]
+    _, *names, size = sys.argv
+    servers, group, topic_in, topic_out = names
+    copy(servers, group, topic_in, topic_out, int(size))

@@ -5,8 +5,10 @@ from __future__ import annotations
 from consumer.config import Settings
 from consumer.local.topics import TopicSpec, describe_topics
 
-__all__ = ["HEADERS_BYTES", "wanted"]
+__all__ = ["HEADERS_BYTES", "PARTITIONS", "wanted"]
 
+PARTITIONS = 6
+"""So many workers can share a topic's work where nobody says otherwise."""
 HEADERS_BYTES = 64 << 10
 """What the headers of a dead letter may take beside the original record."""
 _KAFKA_MAX_MESSAGE_BYTES = 1_048_588

@@ -16,12 +16,24 @@ from torch import Tensor, nn
 from consumer.models.encoder import LAYERS, LINEARS, WIDTH, Encoder, load_minilm
 from consumer.models.minilm import PAD, SEP
 
-__all__ = ["ENCODER_IDS", "FIRST_TUNED", "HASH_BITS", "WEIGHTS", "Loaded", "SpamModel", "buckets", "load_spam", "window"]
+__all__ = [
+    "ENCODER_IDS",
+    "FIRST_TUNED",
+    "HASH_BITS",
+    "WEIGHTS",
+    "Loaded",
+    "SpamModel",
+    "buckets",
+    "load_spam",
+    "window",
+]
 
 ENCODER_IDS = 128
 FIRST_TUNED = 3
 """Layers below keep MiniLM's weights; those from here on carry a low-rank change."""
 HASH_BITS = 18
+WORDLESS_IDS = 3
+"""Length of a mail without any word: CLS, SEP, SEP."""
 ORDERS = (1, 2, 3)
 WEIGHTS = Path(__file__).parent / "weights" / "spam"
 
@@ -85,11 +97,11 @@ class SpamModel(nn.Module):
         return score
 
     def forward(self, ids: Tensor) -> Tensor:
-        """ids (batch, length), padded with PAD -> fp32 log-odds (batch,)."""
+        """ids (batch, length), padded with PAD -> fp32 log-odds (batch,); 0 for a mail without words."""
         scores = torch.stack([self.encoder_score(ids), self.gram_score(ids)], 1)
         with torch.autocast(ids.device.type, enabled=False):
             odds: Tensor = self.join(scores).squeeze(-1)
-        return odds
+        return odds * (ids != PAD).sum(1).gt(WORDLESS_IDS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from consumer.errors import Fatal
 __all__ = ["Health", "HealthServer"]
 
 log = logging.getLogger(__name__)
+CLOSE_CHECK_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,9 @@ class HealthServer:
                 " uses it, or choose another with --metrics-port (0 takes a free one)"
             ) from error
         self.port: int = self._server.server_address[1]
-        self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(CLOSE_CHECK_S,), name="health", daemon=True
+        )
         self._thread.start()
 
     def close(self) -> None:

@@ -206,7 +206,9 @@ def gram_scores(weights: Tensor, bags: list[Tensor], rows: Indices) -> Scores:
     return np.array([float(weights[bags[row]].sum()) / math.sqrt(max(1, len(bags[row]))) for row in rows])
 
 
-def fit_join(scores: npt.NDArray[np.float64], spam: npt.NDArray[np.bool_], share: Scores) -> tuple[Tensor, Tensor]:
+def fit_join(
+    scores: npt.NDArray[np.float64], spam: npt.NDArray[np.bool_], share: Scores
+) -> tuple[Tensor, Tensor]:
     """Weights (n,) and bias of the calibrated sum of scores (mails, n); `share` weighs the mails."""
     x, y, w = (torch.from_numpy(part) for part in (scores, spam.astype(np.float64), share / share.sum()))
     weights = torch.zeros(x.shape[1], dtype=torch.float64, requires_grad=True)
@@ -217,7 +219,10 @@ def fit_join(scores: npt.NDArray[np.float64], spam: npt.NDArray[np.bool_], share
     def closure() -> Tensor:
         optimizer.zero_grad()
         odds = (x / scale) @ weights + bias
-        loss = F.binary_cross_entropy_with_logits(odds, y, weight=w, reduction="sum") + 1e-3 * weights.square().sum()
+        loss = (
+            F.binary_cross_entropy_with_logits(odds, y, weight=w, reduction="sum")
+            + 1e-3 * weights.square().sum()
+        )
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 

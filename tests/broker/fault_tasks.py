@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,8 @@ from typing import Any
 
 from consumer.records import Event
 from consumer.task import Budget, Item, Rejected, Task
+
+log = logging.getLogger(__name__)
 
 __all__ = ["FaultyTask", "ScoreTask"]
 
@@ -37,7 +40,10 @@ class ScoreTask(Task):
     def score(event: Event) -> Event:
         word, _, size = event["product"].partition(":")
         if word == "large":  # noise, which does not compress
-            return {"score": _score(event), "model": random.Random(0).randbytes(int(size) // 2).hex()}
+            return {
+                "score": _score(event),
+                "model": random.Random(event["id"]).randbytes(int(size) // 2).hex(),
+            }
         return {"score": _score(event)}
 
 
@@ -66,4 +72,5 @@ def _misbehave(event: Event, where: str) -> None:
     if event["product"] == f"raise:{where}":
         raise RuntimeError(f"{where} does not like {event['id']}")
     while event["product"] == f"hang:{where}":
+        log.warning("%s hangs on %s", where, event["id"])
         time.sleep(60)

@@ -258,12 +258,6 @@ class Watcher:
     def total(self) -> int:
         return sum(self.counts.values())
 
-    def wait(self, count: int, timeout_s: float = 60.0, message: str = "") -> None:
-        """Waits until `count` records are visible."""
-        wait_until(
-            lambda: self.total >= count, timeout_s, lambda: f"{count} records, there are {self.counts}. {message}"
-        )
-
     def _watch(self) -> None:
         while not self._ending.is_set():
             for message in self._consumer.consume(1000, 0.05):

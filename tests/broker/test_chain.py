@@ -36,6 +36,7 @@ ONCE = (
     "pause",
     "pause_past_transaction",
     "pause_and_terminate",
+    "sleep_through_the_next",
     "terminate",
     "add",
     "restart_broker",
@@ -74,6 +75,8 @@ class Chain:
     stage_of: dict[WorkerProcess, Stage] = field(default_factory=dict)
     gone: set[WorkerProcess] = field(default_factory=set)
     """Workers that the test itself has ended."""
+    asleep: list[WorkerProcess] = field(default_factory=list)
+    """Workers that are stopped until the next action is over."""
 
     @property
     def servers(self) -> str:
@@ -83,7 +86,7 @@ class Chain:
         worker = self.workers.start(
             f"{TASKS}:{stage.task}",
             instance_name=instance_name,
-            options={"max_delay_ms": 25},
+            options={"max_delay_ms": 100},
             bootstrap_servers=self.servers,
             group_id=stage.group,
             input_topics=stage.reads,
@@ -101,7 +104,16 @@ class Chain:
     def progress(self, count: int) -> None:
         """Waits until `count` more records are visible, or all that there can be."""
         goal = min(self.watcher.total + count, 2 * len(self.mailer.expected) - self.sure_dead())
-        self.watcher.wait(goal, message=self.state())
+        self.wait_for_visible(goal)
+
+    def wait_for_visible(self, goal: int) -> None:
+        """Waits until `goal` records are visible; fails when a worker ends by itself."""
+
+        def reached() -> bool:
+            self.all_well()
+            return self.watcher.total >= goal
+
+        wait_until(reached, 60, lambda: f"{goal} visible records; there are {self.watcher.counts} {self.state()}")
 
     def sure_dead(self) -> int:
         return sum(1 for mail in self.mailer.expected.values() if mail.dead)
@@ -110,12 +122,20 @@ class Chain:
         return f"of {len(self.mailer.expected)} mails; running: {self.workers.running}"
 
     def pick(self, *, named: bool | None = None) -> WorkerProcess:
-        found = [w for w in self.workers.running if named is None or named == bool(w.instance_name)]
+        awake = [w for w in self.workers.running if w not in self.asleep]
+        found = [w for w in awake if named is None or named == bool(w.instance_name)]
         return self.chance.choice(found)
 
     def attack(self, action: str) -> None:
         self.say(action)
+        sleeping = list(self.asleep)
         getattr(self, action)()
+        for worker in sleeping:
+            worker.resume()
+            self.asleep.remove(worker)
+        self.all_well()
+
+    def all_well(self) -> None:
         for worker in self.workers.all:
             assert worker.running or worker in self.gone, (
                 f"{worker} ended by itself with {worker.process.returncode}:\n{worker.log}"
@@ -166,6 +186,12 @@ class Chain:
         assert code == 0, worker.log
         self.start(self.stage_of[worker], worker.instance_name)
 
+    def sleep_through_the_next(self) -> None:
+        """Stopped for the next action, however long that takes."""
+        worker = self.pick()
+        worker.pause()
+        self.asleep.append(worker)
+
     def until_expelled(self, worker: WorkerProcess, fall: Callable[[], None]) -> None:
         """Waits until the group has noticed that a member fell silent."""
         group = self.stage_of[worker].group
@@ -201,7 +227,7 @@ def test_chain(private_broker: EmbeddedBroker, tmp_path: Path, unique_name: Call
     make_topics(servers, mails=12, checked=12, verdicts=12, dead=3, dead_again=3)
     first = Stage("FirstStage", unique_name("a"), "mails", "checked", "dead")
     second = Stage("SecondStage", unique_name("b"), "checked", "verdicts", "dead_again")
-    actions = list(ONCE)
+    actions = list(ONCE) * int(os.environ.get("CONSUMER_TEST_CHAIN_ROUNDS") or 1)
     chance.shuffle(actions)
     with Workers(tmp_path) as workers, Watcher(servers, ["checked", "dead", "verdicts", "dead_again"]) as watcher:
         mailer = Mailer(servers, "mails", seed)
@@ -213,10 +239,12 @@ def test_chain(private_broker: EmbeddedBroker, tmp_path: Path, unique_name: Call
             chain.progress(chance.randrange(2 * PORTION))
             chain.attack(action)
         mailer.send(PORTION)
+        for worker in chain.asleep:
+            worker.resume()
         wait_until(lambda: lag(servers, first.group, "mails") == 0, 90, chain.state)
         results, letters = read_all(servers, "checked"), read_all(servers, "dead")
         chain.say("the first stage is done")
-        watcher.wait(len(letters) + 2 * len(results), message=chain.state())
+        chain.wait_for_visible(len(letters) + 2 * len(results))
         codes = workers.stop()
         chain.say(f"stopped: {list(codes.values())}")
         assert set(codes.values()) == {0}, "\n".join(f"{w}: {c}\n{w.log}" for w, c in codes.items() if c)

@@ -25,9 +25,7 @@ LARGE = {"max.message.bytes": str(32 * MIB)}
 
 
 @pytest.fixture
-def rig(
-    bootstrap_servers: str, unique_name: Callable[[str], str], tmp_path: Path
-) -> Iterator[Rig]:
+def rig(bootstrap_servers: str, unique_name: Callable[[str], str], tmp_path: Path) -> Iterator[Rig]:
     rig = Rig(bootstrap_servers, unique_name("poison"), tmp_path, config={"in": LARGE, "dead": LARGE})
     yield rig
     rig.close()
@@ -72,7 +70,9 @@ def test_proof_2_poison_ends_as_one_dead_letter_each(rig: Rig) -> None:
     assert worker.stop() == 0
     tail.read(1.0)
 
-    assert_each_once((score(m.value())["event_id"] for m in tail.of(rig.out)), (f"good-{n}" for n in range(400)))
+    assert_each_once(
+        (score(m.value())["event_id"] for m in tail.of(rig.out)), (f"good-{n}" for n in range(400))
+    )
     letters = {origin(m)[1]: m for m in tail.of(rig.dead)}
     assert len(letters) == len(tail.of(rig.dead)), "a record has two dead letters"
     assert letters.keys() == reasons.keys()
@@ -81,7 +81,7 @@ def test_proof_2_poison_ends_as_one_dead_letter_each(rig: Rig) -> None:
         assert (header(letter, "reason"), header(letter, "stage")) == (reason, stage), name
         assert letter.value() == value, name
         assert letter.key() == f"k{offset}".encode()
-        assert (letter.headers() or [])[: len(came_with)] == came_with
+        assert list(letter.headers() or [])[: len(came_with)] == came_with
         assert letter.timestamp()[1] == moment_ms
         assert header(letter, "topic") == rig.source
         assert header(letter, "task") == "faulty"

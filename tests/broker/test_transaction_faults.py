@@ -11,7 +11,18 @@ import pytest
 from confluent_kafka import Producer
 
 from consumer.local.broker import EmbeddedBroker
-from tests.broker.rig import FAULTY, SCORING, Rig, Tail, WorkerProcess, assert_each_once, click, header, origin, score
+from tests.broker.rig import (
+    FAULTY,
+    SCORING,
+    Rig,
+    Tail,
+    WorkerProcess,
+    assert_each_once,
+    click,
+    header,
+    origin,
+    score,
+)
 from tests.waiting import wait_until
 
 
@@ -23,7 +34,9 @@ def rig(bootstrap_servers: str, unique_name: Callable[[str], str], tmp_path: Pat
 
 
 @pytest.fixture
-def private_rig(private_broker: EmbeddedBroker, unique_name: Callable[[str], str], tmp_path: Path) -> Iterator[Rig]:
+def private_rig(
+    private_broker: EmbeddedBroker, unique_name: Callable[[str], str], tmp_path: Path
+) -> Iterator[Rig]:
     rig = Rig(private_broker.bootstrap_servers, unique_name("tx"), tmp_path, partitions=2)
     yield rig
     rig.close()
@@ -52,7 +65,9 @@ class Stream:
         self._thread.join()
 
     def _main(self) -> None:
-        producer = Producer({"bootstrap.servers": self._rig.servers, "linger.ms": 1, "enable.idempotence": True})
+        producer = Producer(
+            {"bootstrap.servers": self._rig.servers, "linger.ms": 1, "enable.idempotence": True}
+        )
         while not self._ended.wait(self._every_s):
             name = f"id-{len(self.sent)}"
             producer.produce(self._rig.source, click(name), key=name)
@@ -63,7 +78,9 @@ class Stream:
 
 def settle(rig: Rig, tail: Tail, expected: list[str], *alive: WorkerProcess, timeout_s: float = 60) -> None:
     """Wait until all are there, end the workers in good order, and look for what should not be there."""
-    tail.until(lambda found: len({*results(tail, rig)}) >= len(expected), timeout_s, alive[0] if alive else None)
+    tail.until(
+        lambda found: len({*results(tail, rig)}) >= len(expected), timeout_s, alive[0] if alive else None
+    )
     for worker in alive:
         assert worker.stop() == 0, worker.said()[-3000:]
     tail.read(1.0)
@@ -82,7 +99,13 @@ def test_proof_4_broker_paused_during_commit(
     rig.create()
     tail = rig.tail()
     worker = rig.worker(
-        SCORING, "--transaction-timeout-ms", "1500", "--session-timeout-ms", "6000", "-X", "socket.timeout.ms=1000"
+        SCORING,
+        "--transaction-timeout-ms",
+        "1500",
+        "--session-timeout-ms",
+        "6000",
+        "-X",
+        "socket.timeout.ms=1000",
     )
     with Stream(rig) as stream:
         for n in range(times):

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from consumer.codec import Schema
+
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""A busy machine is no error."""
 
 _PRIMITIVES: dict[str, st.SearchStrategy[Any]] = {
     "null": st.none(),

@@ -402,3 +402,16 @@ def test_shrinking_again_and_again_ends_at_one_item(items: int) -> None:
             return
         batcher.shrink(batches[0])
     pytest.fail(f"still {batcher.budget}")
+
+
+@pytest.mark.parametrize("dropped", [False, True])
+def test_what_was_taken_or_dropped_is_no_backlog_any_more(dropped: bool) -> None:
+    batcher = batcher_of(Budget(max_batch_tokens=100), of_lengths(*[10] * 50))
+    if dropped:
+        batcher.drop({0}.__contains__)
+    else:
+        drain(batcher)
+    for run in runs_of(1, 0, of_lengths(40, 10, 10), 0):
+        batcher.add(run)
+    assert batcher.take(0, idle=False) is None
+    assert batcher.take(0, idle=True) is not None

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from consumer.codec import Decoder, Encoder, Schema, load_schema, read_container, write_container
 from consumer.errors import BadRecord, Fatal, Retry
-from tests.unit.avro_data import rows_of
+from tests.unit.avro_data import PATIENT, rows_of
 
 CLICK = load_schema("click")
 SCORE = load_schema("click_score")
@@ -98,6 +98,7 @@ class Shelf:
 
 
 @pytest.mark.parametrize("schema", [CLICK, SCORE, EMAIL, MIXED], ids=lambda schema: schema.name)
+@PATIENT
 @given(data=st.data())
 def test_round_trip_in_both_frames(schema: Schema, data: st.DataObject) -> None:
     rows = data.draw(st.lists(rows_of(schema), max_size=4))
@@ -109,6 +110,7 @@ def test_round_trip_in_both_frames(schema: Schema, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("schema", [CLICK, SCORE], ids=lambda schema: schema.name)
+@PATIENT
 @given(data=st.data())
 def test_writing_by_columns_equals_writing_by_rows(schema: Schema, data: st.DataObject) -> None:
     """The second is what fastavro writes; grouping sets in where values repeat."""

@@ -75,7 +75,7 @@ def test_alive_while_the_loop_steps(web: httpx.Client, worker: Worker) -> None:
 def test_ready_says_what_is_missing(
     web: httpx.Client, worker: Worker, change: dict[str, bool], status: int, says: str
 ) -> None:
-    worker.health = replace(worker.health, **change)  # type: ignore[arg-type]
+    worker.health = replace(worker.health, **change)
     answer = web.get("/readyz")
     assert (answer.status_code, answer.text) == (status, f"{says}\n")
 

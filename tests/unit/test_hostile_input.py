@@ -18,15 +18,15 @@ from hypothesis import strategies as st
 from consumer.codec import Decoder, Encoder, Schema, load_schema
 from consumer.columns import varint
 from consumer.errors import BadRecord
-from tests.unit.avro_data import rows_of
+from tests.unit.avro_data import PATIENT, rows_of
 
 PAYLOADS = 120_000
 SEED = 20_260_101
 CHUNK = 500
 MAX_CHUNK_S = 5.0
-"""For 500 payloads of at most 2 kB; 0.1 s without other load."""
-MAX_BOMB_S = 3.0
-"""For one payload of a megabyte; 0.3 s without other load."""
+"""For 500 payloads of at most 2 kB; 0.1 s of CPU on an idle machine."""
+MAX_BOMB_S = 2.0
+"""For one payload of a quarter of a megabyte; 0.1 s of CPU on an idle machine."""
 
 EVERYTHING = Schema.parse(
     json.dumps(
@@ -106,6 +106,7 @@ def check(values: Sequence[bytes], events: Sequence[Any]) -> Counter[str]:
 
 
 @pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: schema.name)
+@PATIENT
 @given(data=st.data())
 def test_what_was_written_is_read_by_every_reader(schema: Schema, data: st.DataObject) -> None:
     rows = data.draw(st.lists(rows_of(schema), max_size=3))
@@ -121,6 +122,7 @@ def test_what_was_written_is_read_by_every_reader(schema: Schema, data: st.DataO
 
 
 @pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: schema.name)
+@PATIENT
 @given(data=st.data())
 def test_any_bytes_are_an_event_or_a_bad_record(schema: Schema, data: st.DataObject) -> None:
     frame = st.sampled_from([b"", schema.prefix, schema.prefix[:2], b"\0\0\0\0\1"])
@@ -130,6 +132,7 @@ def test_any_bytes_are_an_event_or_a_bad_record(schema: Schema, data: st.DataObj
 
 
 @pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: schema.name)
+@PATIENT
 @given(data=st.data())
 def test_every_truncation_and_every_trailing_byte_is_found(schema: Schema, data: st.DataObject) -> None:
     (value,) = Encoder(schema).encode_many(data.draw(st.lists(rows_of(schema), min_size=1, max_size=1)))
@@ -239,39 +242,39 @@ def test_fuzzed_payloads() -> None:
     while outcomes.total() < PAYLOADS:
         decoder, corpus = readers[outcomes.total() // CHUNK % len(readers)]
         values = [rng.choice(MUTATIONS)(rng, rng.choice(corpus), everything) for _ in range(CHUNK)]
-        started = time.perf_counter()
+        started = time.process_time()
         events = decoder.decode_many(values)
-        took_s = time.perf_counter() - started
+        took_s = time.process_time() - started
         outcomes += check(values, events)
         assert took_s < MAX_CHUNK_S
     print(outcomes)
-    assert REASONS - {"too_large"} - outcomes.keys() <= {"incompatible_schema"}, "the fuzzer has gone blunt"
+    assert outcomes.keys() == REASONS - {"too_large", "incompatible_schema"} | {"event"}
     assert outcomes["event"] < PAYLOADS / 4
 
 
 def _bombs() -> dict[str, bytes]:
-    """Short headers that promise much, and a megabyte that keeps what it promises with as little as it can."""
+    """Short headers that promise much, and a long tail that keeps what it promises with as little as it can."""
     start = EMAIL.prefix + b"\x02i\x02" + b"\0"  # id, received_at, from: null; `to` is next
     body = b"\0\0\0\0"  # ends `to`; subject, body, html
     huge = varint((1 << 63) - 1)
     least = varint(-(1 << 63))
-    megabyte = bytes(1 << 20)
+    zeros = bytes(1 << 18)
     return {
         "count": start + huge,
         "count with size": start + varint(-(1 << 62)) + huge,
         "least count": start + least + least,
-        "count over zeros": start + varint(1 << 20) + megabyte,
-        "negative count over zeros": start + varint(-(1 << 20)) + varint(0) + megabyte,
-        "kept count": start + varint(1 << 20) + megabyte + body + b"\0",
-        "many blocks": start + b"\x02\0" * (1 << 19) + body + b"\0",
-        "many negative blocks": start + b"\x01\0\0" * (1 << 18),
+        "count over zeros": start + varint(1 << 18) + zeros,
+        "negative count over zeros": start + varint(-(1 << 18)) + varint(0) + zeros,
+        "kept count": start + varint(1 << 18) + zeros + body + b"\0",
+        "many blocks": start + b"\x02\0" * (1 << 17) + body + b"\0",
+        "many negative blocks": start + b"\x01\0\0" * (1 << 17),
         "map count": start + body + huge,
-        "map over zeros": start + body + varint(1 << 20) + megabyte,
-        "map with one key": start + body + varint(1 << 19) + megabyte + b"\0",
-        "string length": EMAIL.prefix + huge + megabyte,
-        "negative length": EMAIL.prefix + least + megabyte,
-        "endless number": EMAIL.prefix + b"\xff" * (1 << 20),
-        "endless zero": EMAIL.prefix + b"\x80" * (1 << 20),
+        "map over zeros": start + body + varint(1 << 18) + zeros,
+        "map with one key": start + body + varint(1 << 17) + zeros + b"\0",
+        "string length": EMAIL.prefix + huge + zeros,
+        "negative length": EMAIL.prefix + least + zeros,
+        "endless number": EMAIL.prefix + b"\xff" * (1 << 18),
+        "endless zero": EMAIL.prefix + b"\x80" * (1 << 18),
     }
 
 
@@ -281,9 +284,9 @@ def _bombs() -> dict[str, bytes]:
 @pytest.mark.parametrize("reader", range(3), ids=["whole", "fields", "version"])
 def test_bombs_cost_little_memory_and_time(name: str, value: bytes, reader: int) -> None:
     decoder = decoders(EMAIL)[reader]
-    started = time.perf_counter()
+    started = time.process_time()
     outcomes = check([value], decoder.decode_many([value]))
-    assert time.perf_counter() - started < MAX_BOMB_S
+    assert time.process_time() - started < MAX_BOMB_S
     if not (name.startswith(("kept", "many blocks", "map with"))):
         assert outcomes["event"] == 0
     tracemalloc.start()

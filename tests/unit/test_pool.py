@@ -125,6 +125,7 @@ def test_slices_are_prepared_side_by_side(start: Start) -> None:
 
 
 def test_stop_drops_what_has_not_begun(start: Start) -> None:
+    others = set(threading.enumerate())
     pool, answers = start(Lengths(), threads=1)
     begun, go_on = threading.Event(), threading.Event()
 
@@ -139,7 +140,6 @@ def test_stop_drops_what_has_not_begun(start: Start) -> None:
     pool.stop()
     go_on.set()
     assert prepared(answers).chunk == 1
-    for thread in threading.enumerate():
-        if thread.name.startswith("prepare"):
-            thread.join(10)
+    for thread in set(threading.enumerate()) - others:
+        thread.join(10)
     assert answers.empty()

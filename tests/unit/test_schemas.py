@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumer.codec import Decoder, Encoder, Schema, load_schema
+from consumer.codec import Decoder, Encoder, Schema, load_older, load_schema
 from consumer.errors import BadRecord, Fatal
-from tests.unit.avro_data import rows_of
+from tests.unit.avro_data import PATIENT, rows_of
 
 SHIPPED = Path(__file__).parents[2] / "schemas"
 RELEASED = Path(__file__).parent / "released_schemas"
@@ -75,6 +75,7 @@ def _read_as(writer: Schema, reader: Schema, row: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize("release", RELEASES, ids=lambda path: path.stem)
+@PATIENT
 @given(data=st.data())
 def test_current_and_released_schemas_read_each_other(release: Path, data: st.DataObject) -> None:
     old, new = Schema.parse(release.read_text()), load_schema(release.name.split(".")[0])
@@ -142,6 +143,19 @@ def test_a_task_may_bring_its_own_schemas_and_its_folder_comes_first(tmp_path: P
     assert load_schema("shouted", [tmp_path]).name == "Shouted"
     assert load_schema("click", [tmp_path]).name == "MyClick"
     assert load_schema("email", [tmp_path]).name == "consumer.Email"
+
+
+def test_older_versions_lie_beside_the_current_one(tmp_path: Path) -> None:
+    first, second = record(field("string", "id")), record(field("string", "id"), field("int", default=5))
+    (tmp_path / "thing.1.avsc").write_text(first)
+    (tmp_path / "thing.avsc").write_text(second)
+    (tmp_path / "thing_else.1.avsc").write_text("{")
+    (older,) = load_older("thing", [tmp_path])
+    assert older.text == first
+    assert _read_as(older, load_schema("thing", [tmp_path]), {"id": "a"}) == {"id": "a", "f": 5}
+    (tmp_path / "thing.2.avsc").write_text("{")
+    with pytest.raises(Fatal, match=r"thing\.2\.avsc"):
+        load_older("thing", [tmp_path])
 
 
 def test_a_missing_schema_says_where_it_was_looked_for(tmp_path: Path) -> None:

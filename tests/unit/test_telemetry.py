@@ -63,8 +63,17 @@ class FakeRecord:
 
 
 class Unreadable(FakeRecord):
+    """As the client library does it: the first reading raises, a second one would crash the interpreter."""
+
     def headers(self) -> Headers | None:
-        raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+        self.reads += 1
+        assert self.reads == 1 or self.fake_headers == []
+        if self.fake_headers is None:
+            raise SystemError("returned a result with an exception set")
+        return self.fake_headers
+
+    def set_headers(self, headers: Headers) -> None:
+        self.fake_headers = headers
 
 
 @dataclass
@@ -215,6 +224,15 @@ def test_one_trace_from_the_producer_through_the_batch_into_the_result() -> None
     assert [chunk.traceparent(i) for i in range(3)] == [None, ours, f"00-{TRACE}-{PARENT}-00"]
 
 
+def test_a_span_begins_when_its_chunk_was_polled() -> None:
+    bench = Bench()
+    bench.time.now_ms = 25
+    chunk = bench.telemetry.open(chunk_of(FakeRecord(1, SAMPLED), received_ms=10))
+    assert chunk is not None
+    chunk.end(commit_ms=1.0)
+    assert [span["ms"] for span in bench.spans()] == [(10, 25)]
+
+
 def test_a_dead_letter_fails_its_span_and_no_other() -> None:
     bench = Bench()
     chunk = bench.opened(*(FakeRecord(i, SAMPLED) for i in range(4)))
@@ -337,8 +355,14 @@ def test_headers_of_the_future_and_of_several_hops() -> None:
 
 
 def test_a_record_whose_headers_cannot_be_read_costs_its_neighbours_nothing() -> None:
-    chunk = Bench().opened(Unreadable(1), FakeRecord(2, UNSAMPLED))
-    assert chunk.headers == [None, UNSAMPLED]
+    records = [Unreadable(1), FakeRecord(2, UNSAMPLED), Unreadable(3), Unreadable(4), FakeRecord(5, SAMPLED)]
+    bench = Bench()
+    chunk = bench.opened(*records)
+    assert chunk.headers[:4] == [None, UNSAMPLED, None, None]
+    assert records[4].reads == 1
+    chunk.end(commit_ms=1.0, rejected={0: "bad_headers"})
+    assert [span["trace"] for span in bench.spans()] == [TRACE]
+    assert records[0].headers() == []
 
 
 def test_headers_are_read_once_a_record() -> None:

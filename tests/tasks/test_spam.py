@@ -1,0 +1,129 @@
+"""Task `spam`: the shipped weights, through the same calls the engine makes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from consumer.models.spam import ENCODER_IDS, HASH_BITS, ORDERS, WEIGHTS, buckets
+from consumer.records import Event
+from consumer.task import Device, Item
+from consumer.tasks.spam import SpamTask
+
+TOLERANCE = 0.02
+"""Largest difference of a probability between bf16 and fp32."""
+
+LETTERS = [
+    ("Lunch?", "Shall we say noon at the usual place? Bring the slides for Friday if they are ready. Ann"),
+    ("", ""),
+    ("Re: build fails", "> it fails on line 12\nThat was my patch, sorry. Fixed in the branch now. " * 30),
+    ("CHEAP MEDS online!!!", "Order now, 80% off, no prescription needed. Click http://pills.example.biz now! " * 8),
+    ("You have won", "Congratulations! You won $1,000,000 in our lottery. Send your bank details to claim it."),
+    ("Minutes", "Attached are the minutes of the meeting. Please send corrections to me by Thursday."),
+]
+
+
+def letter(subject: str, body: str, html: str | None = None) -> Event:
+    return {**SpamTask.example, "subject": subject, "body": body, "html": html}
+
+
+@pytest.fixture(scope="module")
+def task() -> SpamTask:
+    torch.set_num_threads(1)
+    made = SpamTask()
+    made.load(Device("cpu", "fp32"))
+    return made
+
+
+def prepared(task: SpamTask, events: list[Event]) -> list[Item]:
+    items = task.prepare(events, [None] * len(events))
+    assert all(isinstance(item, Item) for item in items)
+    return [item for item in items if isinstance(item, Item)]
+
+
+def probabilities(task: SpamTask, events: list[Event]) -> list[float]:
+    return list(task.run([item.value for item in prepared(task, events)]))
+
+
+def test_obvious_letters_get_obvious_verdicts(task: SpamTask) -> None:
+    verdicts = [
+        task.finish(letter(*one), output, {})
+        for one, output in zip(LETTERS, probabilities(task, [letter(*one) for one in LETTERS]), strict=True)
+    ]
+    assert [verdict["label"] for verdict in verdicts] == ["ham", "ham", "ham", "spam", "spam", "ham"]  # type: ignore[index]
+
+
+def test_neighbours_padding_and_order_do_not_matter(task: SpamTask) -> None:
+    events = [letter(*one) for one in LETTERS]
+    together = probabilities(task, events)
+    alone = [probabilities(task, [event])[0] for event in events]
+    assert together == pytest.approx(alone, abs=1e-4)
+    assert probabilities(task, events[::-1])[::-1] == pytest.approx(alone, abs=1e-4)
+
+
+def test_bf16_agrees_with_fp32(task: SpamTask) -> None:
+    fast = SpamTask()
+    fast.load(Device("cpu", "bf16"))
+    events = [letter(*one) for one in LETTERS] * 3
+    assert probabilities(fast, events) == pytest.approx(probabilities(task, events), abs=TOLERANCE)
+
+
+def test_a_letter_without_words_gets_a_verdict_that_says_unknown(task: SpamTask) -> None:
+    for empty in (letter("", ""), letter(" ", "\n\n", "<img src='x.gif'>")):
+        (output,) = probabilities(task, [empty])
+        assert output == 0.5
+        assert task.finish(empty, output, {})["label"] == "ham"
+
+
+def test_form_does_not_decide(task: SpamTask) -> None:
+    """The same words as sent, as tokens in lower case, and as HTML."""
+    for subject, body in (LETTERS[0], LETTERS[3], LETTERS[5]):
+        spaced = "".join(f" {c} " if not c.isalnum() and not c.isspace() else c for c in body.lower())
+        forms = [letter(subject, body), letter(subject.lower(), spaced), letter(subject, "", f"<p>{body}</p>")]
+        found = probabilities(task, forms)
+        assert max(found) - min(found) < 0.05
+
+
+def test_an_item_costs_what_the_encoder_sees(task: SpamTask) -> None:
+    short, long = prepared(task, [letter("hi", "there"), letter("hi", "word " * 9_000)])
+    largest = task.largest()
+    assert short.tokens == len(short.value)
+    assert long.tokens == largest.tokens == ENCODER_IDS
+    assert long.nbytes == largest.nbytes == long.value.nbytes
+    assert np.isfinite(task.run([largest.value])).all()
+
+
+def test_buckets_match_a_count_by_hand() -> None:
+    ids = torch.tensor([[5, 6, 5, 6, 0, 0], [7, 0, 0, 0, 0, 0]])
+    rows = buckets(ids)
+    counts = (rows != 1 << HASH_BITS).sum(1).tolist()
+    assert ORDERS == (1, 2, 3)
+    assert counts == [2 + 2 + 2, 1]  # {5, 6}, {56, 65}, {565, 656}; {7}
+    assert torch.equal(buckets(ids[:, :4])[0].unique(), rows[0].unique()[:-1]) or counts[0] == 6
+    swapped = buckets(torch.tensor([[6, 5, 6, 5]]))
+    assert set(swapped[0].tolist()) - {1 << HASH_BITS} == set(rows[0].tolist()) - {1 << HASH_BITS}
+
+
+def test_the_card_tells_what_is_shipped(task: SpamTask) -> None:
+    card = json.loads((WEIGHTS / "card.json").read_text())
+    assert card["version"] == task.version
+    assert set(card["left_out"]) == {"spamassassin", "trec07p", "enron"}
+    assert all(row["auc"] > 0.9 for row in card["left_out"].values())
+    assert (WEIGHTS / "model.safetensors").stat().st_size < 1_500_000
+
+
+def test_loading_imports_no_heavy_library() -> None:
+    code = (
+        "import sys; from consumer.tasks.spam import SpamTask; from consumer.task import Device;"
+        "t = SpamTask(); t.load(Device('cpu', 'fp32'));"
+        "t.run([i.value for i in t.prepare([t.example], [None])]);"
+        "print([m for m in ('transformers', 'sklearn', 'scipy', 'sentence_transformers', 'confluent_kafka') if m in sys.modules])"
+    )
+    done: Any = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=True)
+    assert done.stdout.strip() == "[]"
