@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,8 +45,9 @@ class Pool:
 
     def stop(self) -> None:
         """Drop what has not begun."""
-        while not self._inbox.empty():
-            self._drop_one()
+        with suppress(queue.Empty):
+            while True:
+                self._inbox.get_nowait()
         for _ in range(self._threads):
             self._inbox.put(None)
 

@@ -171,6 +171,10 @@ class TransactionalProducer:
             producer.begin_transaction()
             for finished in pending:
                 self._publish(finished)
+            if self._batch_bytes < self._usual_batch_bytes:
+                producer.flush(
+                    self._timeout_s
+                )  # what fails now must not meet the calls below: they may hang then
             if self._refused:
                 raise KafkaException(KafkaError(KafkaError.MSG_SIZE_TOO_LARGE))
             self._insist(lambda: producer.send_offsets_to_transaction(positions, metadata, _CALL_S))
@@ -296,7 +300,9 @@ class TransactionalProducer:
         Only after an answer of the broker that is no doubt the producer is used again: after a time-out the client may
         wait for ever in its next transaction, and a late one is fenced by the broker as if by another producer.
         """
-        self._producer.poll(0)  # hear all that was refused
+        if not error.fatal():  # else the client's callbacks fail too
+            self._producer.purge()
+            self._producer.flush(1.0)  # hear all that was refused
         if self._hopeless is not None:
             raise self._hopeless
         _raise_refused(error)
@@ -407,8 +413,9 @@ class TransactionalProducer:
 def _within(deadline_s: float, call: Callable[[], object]) -> None:
     """Run `call`, on a thread of its own, but wait no longer than until `deadline_s` (monotonic).
 
-    The client's transactional calls can hang for ever after a broker went away, whatever their time-outs say (librdkafka
-    issues 5456 and 5511).  A hanging call stays behind with its producer, which the next one of the same id fences.
+    The client's transactional calls can hang for ever after a broker went away, whatever their time-outs say
+    (librdkafka's own issues 5456 and 5511).  A hanging call stays behind with its producer, which the next one of the
+    same id fences.
     """
     answers: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
 

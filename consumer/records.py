@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 __all__ = [
     "Chunk",
+    "Epochs",
     "Event",
     "Finished",
     "Grant",

@@ -16,6 +16,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -80,6 +81,7 @@ class SinkFailed:
 Report = Settled | Aborted | WantGrant | SinkFailed
 
 _FENCED_AGAIN_S = 30.0
+_HEARTBEAT_S = 3.0  # a quarter of the default session_timeout_ms, and some more
 _NO_MEMBER_S = 0.02
 
 
@@ -231,6 +233,7 @@ class Sink:
             self._failures += 1
             if unknown.fenced:
                 self._refuse_to_be_fenced_twice(producer.transactional_id)
+                self._let_the_group_decide()
             producer.replace()
             self._drop_committed(producer)
         return False
@@ -274,15 +277,16 @@ class Sink:
 
     def _await_grant(self) -> None:
         """Membership moved on: nothing can be committed until the loop says what is ours in the new generation."""
-        self._grant = None
         self._post(WantGrant())
-        while self._grant is None:
-            self._take(self._inbox.get())
+        message = None
+        while not isinstance(message, Grant | Settle):
+            message = self._inbox.get()
+            self._take(message)
             if self._stopping:
                 raise Retry(
                     "stopped while the group was changing; the next worker does what is pending again"
                 )
-        if self._grant.metadata is None:
+        if self._grant is not None and self._grant.metadata is None:
             time.sleep(_NO_MEMBER_S)  # no member at the moment; the loop hears of it in its next poll
 
     def _refuse_to_be_fenced_twice(self, transactional_id: str) -> None:
@@ -293,6 +297,16 @@ class Sink:
                 "Give every worker its own instance_name"
             )
         self._fenced_at = now
+
+    def _let_the_group_decide(self) -> None:
+        """Wait for a heartbeat: of two workers with one name the group throws the older out, and that one must not take
+        the transactional id back meanwhile, or both would end."""
+        until = time.monotonic() + _HEARTBEAT_S
+        while (left := until - time.monotonic()) > 0:
+            with suppress(queue.Empty):
+                self._take(self._inbox.get(timeout=left))
+            if self._stopping:
+                raise Retry("stopped after its transactional id was taken over; the next worker goes on")
 
     def _leave_out(self, refused: Refused) -> None:
         """Replace what topics do not take: a result by a dead letter, a dead letter by one that asks for less."""

@@ -3,8 +3,8 @@
     poll ──► [first record] ──consume──► the rest that is already here ──► Chunk
       └─ rebalance callbacks run in here: assigned, revoked, lost
 
-A partition has an *epoch*, a number that changes with every assignment.  Each chunk carries the epochs of its partitions,
-so that work on a partition that went away and came back is recognised as old.
+A partition has an *epoch*, a number that changes with every assignment.  Each chunk carries the epochs of its
+partitions, so that work on a partition that went away and came back is recognised as old.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _REFUSED = {
 
 
 class Source:
-    """A member of a consumer group.  `revoked` is called inside `poll`, before partitions are given up in good order."""
+    """A member of a consumer group.  `revoked` is called inside `poll`, before partitions go in good order."""
 
     def __init__(
         self,
@@ -222,6 +222,7 @@ class Source:
 
     def _on_assign(self, consumer: Consumer, partitions: list[ClientPartition]) -> None:
         self.joined = True
+        consumer.resume(partitions)  # the client remembers for ever that one was paused when it went away
         epochs = dict(self._epochs)
         for partition in partitions:
             self._assignments += 1
@@ -257,8 +258,10 @@ class Source:
         except Fatal as failure:
             self._failure = failure  # raising here would be swallowed by the client
             return
-        if error.fatal():
-            self._failure = Fatal(f"the Kafka client failed: {error.str()}; restart the worker")
+        if error.fatal() or error.code() == KafkaError._FATAL:  # in the callback only its code says so
+            fenced = "group.instance.id" in error.str()
+            remedy = _REFUSED[KafkaError.FENCED_INSTANCE_ID] if fenced else "restart the worker"
+            self._failure = Fatal(f"the Kafka client failed ({error.str()}): {remedy}")
         elif error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
             log.warning("%s; waiting for it (consumer topics create makes it)", error.str())
         else:

@@ -42,8 +42,8 @@ _FOOTER_WORDS = re.compile(
 _ATTRIBUTION = re.compile(r"^.{0,120}\b(?:wrote|writes|schrieb|said)\s?:\s*$", re.M | re.I)
 _QUOTE_MARK = re.compile(r"^[ \t]*(?:[>|][ \t]?)+", re.M)
 _MIME = re.compile(
-    r"^[>\t ]{0,8}(?:content-(?:type|transfer-encoding|disposition|id)|mime-version|x-[\w-]+|message-id|return-path|received|"
-    r"references|in-reply-to|charset)\s?[:=].*$|^--[-=_]{0,40}(?:next|part|boundary)\S*$",
+    r"^[>\t ]{0,8}(?:content-(?:type|transfer-encoding|disposition|id)|mime-version|x-[\w-]+|message-id|"
+    r"return-path|received|references|in-reply-to|charset)\s?[:=].*$|^--[-=_]{0,40}(?:next|part|boundary)\S*$",
     re.M | re.I,
 )
 
@@ -74,7 +74,7 @@ _LIST_TAG = r"(?:[\[(]\s?[\w .:/#@+-]{2,40}\s?[\])]\s?)"
 _SUBJECT_PREFIX = re.compile(rf"^\s*(?:{_REPLY}|{_LIST_TAG})+", re.I)
 
 _PLACES = re.compile(
-    # Names of the archives that labelled mail is known from, and of their owners: they say which mailbox, not what kind.
+    # Archives that labelled mail is known from, and their owners: these words say which mailbox, not what kind.
     r"\b(?:enron\w*|ect|hou|ees|enronxgate|hpl\w*|na|corp|uwaterloo|waterloo|plg|speedy|spamassassin\w*|sa ?- ?talk|"
     r"ilug|linux ?\. ?ie|iiu|taint|jmason|zzzzteana|zzzz|fork|xent|exmh|razor ?- ?users|rpm ?- ?list|freshrpms|"
     r"sourceforge|example|netnoteinc|yyyy|vince|kaminski|daren|farmer|louise|kitchen|lokay|williams iii|"
@@ -84,14 +84,13 @@ _PLACES = re.compile(
 
 
 def visible(markup: str) -> str:
-    """The text that a reader of this HTML sees: no tags, comments, scripts or hidden parts; links and pictures as words."""
+    """The text that a reader of this HTML sees: no tags, comments, scripts or hidden parts."""
     tree = LexborHTMLParser(_BLOCK.sub(" ", markup))
     tree.strip_tags(_NOT_TEXT, recursive=True)
     for node in tree.css(_HIDDEN):
         if node.tag not in ("html", "body"):
             node.decompose()
-    text = tree.body.text(deep=True, separator="") if tree.body else ""
-    return text
+    return tree.body.text(deep=True, separator="") if tree.body else ""
 
 
 def _plain(part: str) -> str:
@@ -103,7 +102,7 @@ def _plain(part: str) -> str:
 
 
 def _without_furniture(text: str) -> str:
-    """Drop what programs added around the words: signatures, list footers, attribution lines, MIME leftovers, quote marks."""
+    """Drop what programs added: signatures, list footers, attribution lines, MIME leftovers, quote marks."""
     text = _BASE64_LINE.sub(" ", _PGP.sub(" ", text))
     rules = [match.start() for match in _RULE.finditer(text)]
     for start in rules[-3:]:
@@ -134,7 +133,7 @@ def subject_text(subject: str) -> str:
 
 
 def body_text(body: str, html: str | None = None) -> str:
-    """Canonical body. What a reader sees comes first: `html` where there is one, then the text part unless it says the same."""
+    """Canonical body: what `html` shows, where there is one, then the text part unless it says the same."""
     plain = _tokens(_without_furniture(_plain(body[:MAX_CHARS]))[:KEEP_CHARS])
     if not html:
         return plain

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from consumer.models.minilm import PAD, minilm_folder
 
-__all__ = ["LAYERS", "LINEARS", "WIDTH", "Encoder", "load_minilm", "mean"]
+__all__ = ["LAYERS", "WIDTH", "Encoder", "load_minilm", "mean"]
 
 VOCABULARY, POSITIONS, WIDTH, INNER, HEADS, LAYERS = 30_522, 512, 384, 1_536, 12, 6
 
-LINEARS = {
+_LINEARS = {
     "query": "attention.self.query",
     "key": "attention.self.key",
     "value": "attention.self.value",
@@ -24,7 +24,6 @@ LINEARS = {
     "up": "intermediate.dense",
     "down": "output.dense",
 }
-"""Linear maps of a layer: our name and BERT's."""
 _NORMS = {"norm1": "attention.output.LayerNorm", "norm2": "output.LayerNorm"}
 _EMBEDDINGS = {
     "words": "word_embeddings",
@@ -59,30 +58,21 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Token ids to hidden states, in two halves so that training can keep what the frozen lower half says."""
+    """Token ids to the hidden states of the last of `layers` layers."""
 
-    def __init__(self) -> None:
+    def __init__(self, layers: int = LAYERS) -> None:
         super().__init__()
         self.words, self.positions = nn.Embedding(VOCABULARY, WIDTH), nn.Embedding(POSITIONS, WIDTH)
         self.types, self.norm = nn.Embedding(2, WIDTH), nn.LayerNorm(WIDTH, eps=1e-12)
-        self.layers = nn.ModuleList(Layer() for _ in range(LAYERS))
-
-    def embed(self, ids: Tensor) -> Tensor:
-        """ids (batch, length) -> (batch, length, width)."""
-        embedded = self.words(ids) + self.positions.weight[: ids.shape[1]] + self.types.weight[0]
-        normed: Tensor = self.norm(embedded)
-        return normed
-
-    def climb(self, x: Tensor, mask: Tensor, first: int = 0, last: int = LAYERS) -> Tensor:
-        """Layers `first` to `last` (exclusive); mask (batch, length), True at real tokens."""
-        for layer in self.layers[first:last]:
-            x = layer(x, mask[:, None, None, :])
-        return x
+        self.layers = nn.ModuleList(Layer() for _ in range(layers))
 
     def forward(self, ids: Tensor) -> Tensor:
-        """ids (batch, length), padded with PAD -> mean over the real tokens of the last layer (batch, width)."""
-        mask = ids != PAD
-        return mean(self.climb(self.embed(ids), mask), mask)
+        """ids (batch, length), padded with PAD -> (batch, length, width)."""
+        mask = (ids != PAD)[:, None, None, :]
+        x: Tensor = self.norm(self.words(ids) + self.positions.weight[: ids.shape[1]] + self.types.weight[0])
+        for layer in self.layers:
+            x = layer(x, mask)
+        return x
 
 
 def mean(x: Tensor, mask: Tensor) -> Tensor:
@@ -91,20 +81,20 @@ def mean(x: Tensor, mask: Tensor) -> Tensor:
     return (x.float() * weights).sum(1) / weights.sum(1).clamp(min=1.0)
 
 
-def load_minilm() -> Encoder:
-    """The pretrained encoder on the CPU, fp32, eval mode."""
-    given = load_file(minilm_folder() / "model.safetensors")
+def load_minilm(layers: int = LAYERS) -> Encoder:
+    """The lowest layers of the pretrained encoder on the CPU, fp32, eval mode."""
     names = {f"{ours}.": f"embeddings.{theirs}." for ours, theirs in _EMBEDDINGS.items()}
-    for index in range(LAYERS):
-        parts = {**LINEARS, **_NORMS}.items()
+    for index in range(layers):
+        parts = {**_LINEARS, **_NORMS}.items()
         names |= {f"layers.{index}.{ours}.": f"encoder.layer.{index}.{theirs}." for ours, theirs in parts}
     with torch.device("meta"):
-        encoder = Encoder()
-    state = {
-        ours + kind: given[theirs + kind]
-        for ours, theirs in names.items()
-        for kind in ("weight", "bias")
-        if theirs + kind in given
-    }
+        encoder = Encoder(layers)
+    with safe_open(minilm_folder() / "model.safetensors", framework="pt") as given:
+        state = {name: given.get_tensor(_theirs(name, names)) for name in encoder.state_dict()}
     encoder.load_state_dict(state, assign=True)
     return encoder.requires_grad_(False).eval()
+
+
+def _theirs(name: str, names: dict[str, str]) -> str:
+    stem, _, kind = name.rpartition(".")
+    return names[f"{stem}."] + kind

@@ -1,6 +1,8 @@
-"""The spam model: a fine-tuned MiniLM-L6 on the beginning of a mail and hashed n-grams on more of it, joined.
+"""The spam model: the lower half of MiniLM-L6 on the beginning of a mail, and hashed n-grams of more of it.
 
 Input of one mail: int ids `[CLS] subject [SEP] body [SEP]`, at most 512; the encoder sees the first ENCODER_IDS.
+Two scores and their calibrated sum: a small perceptron on what the encoder's lower half says, and n-grams. The encoder
+keeps MiniLM's weights, and only its lower half: tuned, or with its upper half, it did worse on mail of new kinds.
 """
 
 from __future__ import annotations
@@ -10,58 +12,75 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from consumer.models.encoder import LAYERS, LINEARS, WIDTH, Encoder, load_minilm
+from consumer.models.encoder import WIDTH, Encoder, load_minilm, mean
 from consumer.models.minilm import PAD, SEP
+from consumer.models.tokens import MAX_SUBJECT_IDS
 
 __all__ = [
     "ENCODER_IDS",
-    "FIRST_TUNED",
     "HASH_BITS",
+    "LAYERS",
+    "ORDERS",
+    "SUMMARY",
     "WEIGHTS",
     "Loaded",
+    "Skimmer",
     "SpamModel",
     "buckets",
     "load_spam",
+    "summary",
     "window",
 ]
 
 ENCODER_IDS = 128
-FIRST_TUNED = 3
-"""Layers below keep MiniLM's weights; those from here on carry a low-rank change."""
+LAYERS = 3
 HASH_BITS = 18
 WORDLESS_IDS = 3
 """Length of a mail without any word: CLS, SEP, SEP."""
 ORDERS = (1, 2, 3)
+SUBJECT_ORDERS = (1, 2)
+SUBJECT_IDS = MAX_SUBJECT_IDS + 2
+SUMMARY = 5 * WIDTH
 WEIGHTS = Path(__file__).parent / "weights" / "spam"
 
 _MULTIPLIERS = (0x1E3779B97F4A7C15, 0x3F58476D1CE4E5B9)  # odd; products wrap round in int64, everywhere alike
 
 
 def buckets(ids: Tensor) -> Tensor:
-    """Hash buckets of the uni-, bi- and trigrams of each row, sorted, each once; elsewhere the extra bucket 2**HASH_BITS.
+    """Hash buckets of each row's n-grams, and of its subject's once more, sorted, each once.
 
-    ids (batch, length) padded with PAD -> int64 (batch, len(ORDERS) * length).
+    ids (batch, length) padded with PAD -> int64 (batch, more); places without an n-gram hold 2**HASH_BITS.
     """
-    none = 1 << HASH_BITS
     ids = ids.long()
-    found = []
-    for order in ORDERS:
-        state = torch.zeros_like(ids)
-        real = torch.ones_like(ids, dtype=torch.bool)
-        for shift in range(order):
-            part = torch.full_like(ids, PAD)
-            part[:, : max(0, ids.shape[1] - shift)] = ids[:, shift:]
-            real &= part != PAD
-            state = (state * _MULTIPLIERS[0] + part + order) * _MULTIPLIERS[1]
-            state ^= (state >> 29) & 0x7FFFFFFFF
-        found.append(torch.where(real, (state >> 23) & (none - 1), none))
+    subject = ids[:, :SUBJECT_IDS].masked_fill(~in_subject(ids[:, :SUBJECT_IDS]), PAD)
+    found = [_hashed(ids, order, order) for order in ORDERS]
+    found += [_hashed(subject, order, 100 + order) for order in SUBJECT_ORDERS]
     rows = torch.cat(found, 1).sort(1).values
     again = torch.zeros_like(rows, dtype=torch.bool)
     again[:, 1:] = rows[:, 1:] == rows[:, :-1]
-    return rows.masked_fill(again, none)
+    return rows.masked_fill(again, 1 << HASH_BITS)
+
+
+def _hashed(ids: Tensor, order: int, salt: int) -> Tensor:
+    state = torch.zeros_like(ids)
+    real = torch.ones_like(ids, dtype=torch.bool)
+    for shift in range(order):
+        part = torch.full_like(ids, PAD)
+        part[:, : max(0, ids.shape[1] - shift)] = ids[:, shift:]
+        real &= part != PAD
+        state = (state * _MULTIPLIERS[0] + part + salt) * _MULTIPLIERS[1]
+        state ^= (state >> 29) & 0x7FFFFFFFF
+    return torch.where(real, (state >> 23) & ((1 << HASH_BITS) - 1), 1 << HASH_BITS)
+
+
+def in_subject(ids: Tensor) -> Tensor:
+    """True up to and with the first SEP: (batch, length)."""
+    ends = (ids == SEP).int()
+    return (ends.cumsum(1) - ends) == 0
 
 
 def window(ids: Tensor) -> Tensor:
@@ -72,13 +91,46 @@ def window(ids: Tensor) -> Tensor:
     return seen
 
 
+def summary(states: Tensor, ids: Tensor) -> Tensor:
+    """States (batch, length, WIDTH) of window ids -> fp32 (batch, SUMMARY): mean, maximum, deviation, subject, body."""
+    states = states.float()
+    mask = ids != PAD
+    subject = in_subject(ids) & mask
+    middle = mean(states, mask)
+    spread = mean((states - middle[:, None]).square(), mask).sqrt()
+    most = states.masked_fill(~mask[:, :, None], -9.0).amax(1)
+    return torch.cat([middle, most, spread, mean(states, subject), mean(states, mask & ~subject)], 1)
+
+
+class Skimmer(nn.Module):
+    """A small perceptron on the summary of what the encoder says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift, self.scale = nn.Buffer(torch.zeros(SUMMARY)), nn.Buffer(torch.ones(SUMMARY))
+        self.hidden, self.out = nn.Linear(SUMMARY, 64), nn.Linear(64, 1)
+
+    def forward(self, summaries: Tensor) -> Tensor:
+        """(batch, SUMMARY) -> (batch,)."""
+        return self.judge(self.standard(summaries))
+
+    def standard(self, summaries: Tensor) -> Tensor:
+        return (summaries - self.shift) * self.scale
+
+    def judge(self, x: Tensor, dropout: float = 0.0) -> Tensor:
+        """Standardised summaries (batch, SUMMARY) -> (batch,)."""
+        hidden = F.dropout(F.gelu(self.hidden(F.dropout(x, dropout))), dropout)
+        score: Tensor = self.out(hidden).squeeze(-1)
+        return score
+
+
 class SpamModel(nn.Module):
-    """Token ids to the log-odds of spam, calibrated."""
+    """Token ids to the log-odds of spam, calibrated: two scores and their sum."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         self.encoder = encoder
-        self.head = nn.Linear(WIDTH, 1)
+        self.skimmer = Skimmer()
         self.grams = nn.Embedding((1 << HASH_BITS) + 1, 1)
         self.join = nn.Linear(2, 1)
 
@@ -89,16 +141,16 @@ class SpamModel(nn.Module):
         total: Tensor = self.grams(rows).squeeze(-1).float().sum(1) / count.sqrt()
         return total
 
-    def encoder_score(self, ids: Tensor) -> Tensor:
-        """ids (batch, length) -> (batch,)."""
-        pooled = self.encoder(window(ids))
+    def scores(self, ids: Tensor) -> Tensor:
+        """ids (batch, length) -> fp32 (batch, 2): skimmer, n-grams."""
+        seen = window(ids)
+        states = self.encoder(seen)
         with torch.autocast(ids.device.type, enabled=False):
-            score: Tensor = self.head(pooled.float()).squeeze(-1)
-        return score
+            return torch.stack([self.skimmer(summary(states, seen)), self.gram_score(ids)], 1)
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids (batch, length), padded with PAD -> fp32 log-odds (batch,); 0 for a mail without words."""
-        scores = torch.stack([self.encoder_score(ids), self.gram_score(ids)], 1)
+        scores = self.scores(ids)
         with torch.autocast(ids.device.type, enabled=False):
             odds: Tensor = self.join(scores).squeeze(-1)
         return odds * (ids != PAD).sum(1).gt(WORDLESS_IDS)
@@ -112,20 +164,13 @@ class Loaded:
 
 
 def load_spam(folder: Path = WEIGHTS) -> Loaded:
-    """The shipped model on the CPU, fp32, eval mode: MiniLM with its low-rank change merged in."""
+    """The shipped model on the CPU, fp32, eval mode."""
     given = {name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()}
     card = json.loads((folder / "card.json").read_text())
-    encoder = load_minilm()
-    for index in range(FIRST_TUNED, LAYERS):
-        layer = encoder.layers[index]
-        for name in LINEARS:
-            change = given[f"{index}.{name}.b"] @ given[f"{index}.{name}.a"]
-            linear: nn.Linear = getattr(layer, name)
-            linear.weight = nn.Parameter(linear.weight + change, requires_grad=False)
     with torch.device("meta"):
         model = SpamModel(encoder=nn.Identity())  # type: ignore[arg-type]
     grams = torch.cat([given["grams"], torch.zeros(1)]).unsqueeze(1)
-    rest = {name: given[name] for name in ("head.weight", "head.bias", "join.weight", "join.bias")}
+    rest = {name: tensor for name, tensor in given.items() if name.startswith(("skimmer.", "join."))}
     model.load_state_dict({**rest, "grams.weight": grams}, assign=True)
-    model.encoder = encoder
+    model.encoder = load_minilm(LAYERS)
     return Loaded(model.requires_grad_(False).eval(), float(card["threshold"]), str(card["version"]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ class SpamTask(TorchTask):
     fields = ("id", "subject", "body", "html")
     budget = Budget(max_batch_items=256, max_batch_tokens=8_192)
     tolerance = 0.02
-    example = {
+    example: ClassVar[Event] = {
         "id": "20260301.4711@shop.example.org",
         "received_at": 1_772_366_400_000,
         "from": "Watches Direct <deals@shop.example.org>",

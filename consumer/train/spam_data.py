@@ -43,7 +43,7 @@ HELD_FAMILY = "spamassassin"
 def read_mails(folder: Path) -> Mails:
     """All `*.avro` containers of LabelledEmail (subject, body, label, corpus) in `folder`.
 
-    Raises Fatal where there are none, or fewer than two families (nothing could be left out).
+    Raises Fatal where there are none, or fewer than three families.
     """
     ids: list[Ids] = []
     labels: list[tuple[bool, str, bool]] = []
@@ -54,8 +54,11 @@ def read_mails(folder: Path) -> Mails:
     spam, corpus, held = (np.array(column) for column in zip(*labels, strict=True))
     family = np.array([_family(name) for name in corpus])
     mails = Mails(ids, spam, corpus, family, held & (family == HELD_FAMILY))
-    if len(mails.families) < 2:
-        raise Fatal(f"only the family {mails.families[0]!r} in {folder}: leaving one out needs at least two")
+    if len(mails.families) < 3:
+        raise Fatal(
+            f"{folder} has mail of {len(mails.families)} families ({', '.join(mails.families)}): leaving one out, "
+            "and choosing a threshold on another, needs at least three"
+        )
     return mails
 
 

@@ -1,11 +1,9 @@
-"""Fitting the parts of the spam model on some families of mail: encoder, n-grams, and how they are joined."""
+"""Fitting the parts of the spam model on some families of mail: skimmer, n-grams, and how they are joined."""
 
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -13,96 +11,35 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from consumer.models.encoder import LAYERS, LINEARS, WIDTH, Encoder, load_minilm, mean
+from consumer.models.encoder import load_minilm
 from consumer.models.minilm import PAD
-from consumer.models.spam import ENCODER_IDS, FIRST_TUNED, HASH_BITS, buckets, window
+from consumer.models.spam import ENCODER_IDS, HASH_BITS, LAYERS, SUMMARY, Skimmer, buckets, summary, window
 from consumer.train.spam_data import Mails
 
-__all__ = ["Lower", "Tuned", "fit_encoder", "fit_grams", "fit_join"]
+__all__ = [
+    "Indices",
+    "fit_grams",
+    "fit_join",
+    "fit_skimmer",
+    "gram_bags",
+    "gram_scores",
+    "padded",
+    "summaries",
+]
 
 Indices = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float64]
 Tick = Callable[[], None]
 
-RANK = 8
-STEPS = 240
-BATCH = 32
-PEAK_LR = 6e-4
-TOKEN_DROPOUT = 0.15
-WINDOW_SHARE = 0.3
-"""Share of training mails of which the upper layers see only a random part."""
-SMOOTHING = 0.04
-EMA = 0.98
-GRAM_STEPS = 200
-GRAM_C = 10.0
-
-
-class LowRank(nn.Module):
-    """A frozen linear map plus a trained change of low rank: x W + x A B."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.linear = linear
-        self.a = nn.Parameter(torch.randn(RANK, linear.in_features) / math.sqrt(linear.in_features))
-        self.b = nn.Parameter(torch.zeros(linear.out_features, RANK))
-
-    def forward(self, x: Tensor) -> Tensor:
-        changed: Tensor = self.linear(x) + F.linear(F.linear(x, self.a), self.b)
-        return changed
-
-
-class Lower:
-    """What the frozen lower half of the encoder says about every mail, computed once, in a temporary file."""
-
-    def __init__(self, mails: Mails, tick: Tick = lambda: None, batch: int = 64) -> None:
-        self._file = tempfile.NamedTemporaryFile(suffix=".bf16")  # noqa: SIM115 - lives as long as we do
-        shape = (len(mails.ids), ENCODER_IDS, WIDTH)
-        self.states = torch.from_file(
-            self._file.name, shared=True, size=math.prod(shape), dtype=torch.bfloat16
-        ).view(shape)
-        self.lengths = torch.tensor([min(len(ids), ENCODER_IDS) for ids in mails.ids])
-        encoder = load_minilm()
-        for rows in self.lengths.argsort().split(batch):
-            ids = window(padded(mails, rows.numpy(), ENCODER_IDS))
-            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-                states = encoder.climb(encoder.embed(ids), ids != PAD, 0, FIRST_TUNED)
-            self.states[rows, : ids.shape[1]] = states.to(torch.bfloat16)
-            tick()
-
-    def take(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """States (batch, longest, width) and mask of these mails."""
-        longest = int(self.lengths[rows].max())
-        return self.states[rows, :longest], torch.arange(longest) < self.lengths[rows][:, None]
-
-
-@dataclass(frozen=True, slots=True)
-class Tuned:
-    """The upper half of the encoder with its low-rank change, and the head."""
-
-    encoder: Encoder
-    head: nn.Linear
-
-    def score(self, lower: Lower, rows: Indices, tick: Tick = lambda: None, batch: int = 64) -> Scores:
-        """Log-odds of spam of these mails."""
-        wanted = torch.from_numpy(rows)
-        scores = torch.zeros(len(rows))
-        for part in lower.lengths[wanted].argsort().split(batch):
-            states, mask = lower.take(wanted[part])
-            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-                top = self.encoder.climb(states, mask, FIRST_TUNED)
-            with torch.inference_mode():
-                scores[part] = self.head(mean(top, mask)).squeeze(-1)
-            tick()
-        return scores.double().numpy()
-
-    def weights(self) -> dict[str, Tensor]:
-        """`3.query.a` … and the head, as `load_spam` reads them."""
-        found = {"head.weight": self.head.weight, "head.bias": self.head.bias}
-        for index in range(FIRST_TUNED, LAYERS):
-            for name in LINEARS:
-                low: LowRank = getattr(self.encoder.layers[index], name)
-                found |= {f"{index}.{name}.a": low.a, f"{index}.{name}.b": low.b}
-        return {name: tensor.detach().clone() for name, tensor in found.items()}
+GRAM_C = 20.0
+DISAGREED = 0.3
+"""Size of an n-gram that speaks for spam in one family and against it in another; the others have 1."""
+SKIMMER_STEPS = 2_500
+SKIMMER_BATCH = 256
+SKIMMER_DROPOUT = 0.3
+SKIMMER_SMOOTHING = 0.04
+MIXUP = 0.4
+"""Beta parameter: the perceptron learns from mixtures of two mails, which makes it straighter between families."""
 
 
 def padded(mails: Mails, rows: Indices, most: int) -> Tensor:
@@ -112,84 +49,24 @@ def padded(mails: Mails, rows: Indices, most: int) -> Tensor:
 
 
 def groups(mails: Mails, rows: Indices) -> list[Indices]:
-    """The mails of each family and label: all weigh the same in training, however many there are."""
+    """The mails of each family and label (good, spam, good, ...): all weigh the same, however many there are."""
     labels, families = mails.spam[rows], mails.family[rows]
     return [rows[(families == f) & (labels == spam)] for f in sorted(set(families)) for spam in (False, True)]
 
 
-def fit_encoder(mails: Mails, lower: Lower, rows: Indices, seed: int, tick: Tick = lambda: None) -> Tuned:
-    """Tune the upper layers on these mails."""
-    torch.manual_seed(seed)
-    chance = np.random.default_rng(seed)
-    encoder = load_minilm()
-    for layer in encoder.layers[FIRST_TUNED:]:
-        for name in LINEARS:
-            setattr(layer, name, LowRank(getattr(layer, name)))
-    head = nn.Linear(WIDTH, 1)
-    low = [p for p in encoder.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        [{"params": low, "lr": PEAK_LR}, {"params": head.parameters(), "lr": 2 * PEAK_LR}], weight_decay=0.02
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, [PEAK_LR, 2 * PEAK_LR], total_steps=STEPS, pct_start=0.1
-    )
-    average = nn.ModuleList([encoder, head])
-    smoothed = [p.detach().clone() for p in average.parameters() if p.requires_grad]
-    kinds = groups(mails, rows)
-    for step in range(STEPS):
-        chosen = np.concatenate([chance.choice(kind, -(-BATCH // len(kinds))) for kind in kinds])
-        states, mask = lower.take(torch.from_numpy(chosen))
-        mask = _hidden_parts(mask)
-        with torch.autocast("cpu", torch.bfloat16):
-            top = encoder.climb(states, mask, FIRST_TUNED)
-        scores = head(F.dropout(mean(top, mask), 0.1)).squeeze(-1)
-        truth = torch.from_numpy(mails.spam[chosen]).float() * (1 - 2 * SMOOTHING) + SMOOTHING
-        loss = F.binary_cross_entropy_with_logits(scores, truth)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
-        keep = min(EMA, step / (step + 10))
-        for kept, new in zip(smoothed, (p for p in average.parameters() if p.requires_grad), strict=True):
-            kept.lerp_(new.detach(), 1 - keep)
+def summaries(mails: Mails, batch: int, tick: Tick) -> Tensor:
+    """What the encoder says about every mail (mails, SUMMARY), in bf16 as workers mostly run it."""
+    encoder = load_minilm(LAYERS)
+    found = torch.zeros(len(mails.ids), SUMMARY)
+    lengths = torch.tensor([len(ids) for ids in mails.ids])
+    for rows in lengths.argsort().split(batch):
+        ids = window(padded(mails, rows.numpy(), ENCODER_IDS))
+        with torch.inference_mode():
+            with torch.autocast("cpu", torch.bfloat16):
+                states = encoder(ids)
+            found[rows] = summary(states, ids)
         tick()
-    for kept, new in zip(smoothed, (p for p in average.parameters() if p.requires_grad), strict=True):
-        new.data.copy_(kept)
-    return Tuned(encoder.requires_grad_(False).eval(), head.requires_grad_(False))
-
-
-def _hidden_parts(mask: Tensor) -> Tensor:
-    """Hide single tokens everywhere, and of some mails all but a random window: form and length must not decide."""
-    kept = mask & (torch.rand(mask.shape) > TOKEN_DROPOUT)
-    place = torch.arange(mask.shape[1])[None, :].float() / mask.sum(1, keepdim=True)
-    width = 0.3 + 0.5 * torch.rand(len(mask), 1)
-    start = torch.rand(len(mask), 1) * (1 - width)
-    cropped = torch.rand(len(mask), 1) < WINDOW_SHARE
-    kept &= ~cropped | ((place >= start) & (place < start + width))
-    kept[:, 0] = True
-    return kept
-
-
-def fit_grams(mails: Mails, rows: Indices, bags: list[Tensor]) -> Tensor:
-    """Weights of the hashed n-grams (2**HASH_BITS,): logistic regression with a quadratic penalty.
-
-    bags: the buckets of each mail of `mails`, as `gram_bags` gives them.
-    """
-    from scipy.sparse import csr_matrix
-    from sklearn.linear_model import LogisticRegression
-
-    chosen = [bags[row].numpy() for row in rows]
-    counts = np.array([len(bag) for bag in chosen])
-    values = np.repeat(1 / np.sqrt(np.maximum(counts, 1)), counts)
-    starts = np.concatenate([[0], counts.cumsum()])
-    matrix = csr_matrix((values, np.concatenate(chosen), starts), shape=(len(rows), 1 << HASH_BITS))
-    kinds = groups(mails, rows)
-    share = np.zeros(len(mails.ids))
-    for kind in kinds:
-        share[kind] = len(rows) / (len(kinds) * len(kind))
-    model = LogisticRegression(C=GRAM_C, max_iter=GRAM_STEPS, tol=1e-3)
-    model.fit(matrix, mails.spam[rows], sample_weight=share[rows])
-    return torch.from_numpy(model.coef_[0]).float()
+    return found
 
 
 def gram_bags(mails: Mails) -> list[Tensor]:
@@ -197,7 +74,7 @@ def gram_bags(mails: Mails) -> list[Tensor]:
     bags: list[Tensor] = []
     for start in range(0, len(mails.ids), 256):
         rows = np.arange(start, min(start + 256, len(mails.ids)))
-        bags += [row[row < 1 << HASH_BITS].clone() for row in buckets(padded(mails, rows, 1 << 30))]
+        bags += [row[row < 1 << HASH_BITS].int() for row in buckets(padded(mails, rows, 1 << 30))]
     return bags
 
 
@@ -206,25 +83,92 @@ def gram_scores(weights: Tensor, bags: list[Tensor], rows: Indices) -> Scores:
     return np.array([float(weights[bags[row]].sum()) / math.sqrt(max(1, len(bags[row]))) for row in rows])
 
 
+def fit_grams(mails: Mails, rows: Indices, bags: list[Tensor]) -> Tensor:
+    """Weights of the hashed n-grams (2**HASH_BITS,): logistic regression with a quadratic penalty."""
+    from scipy.sparse import csr_matrix, diags
+    from sklearn.linear_model import LogisticRegression
+
+    chosen = [bags[row].numpy() for row in rows]
+    counts = np.array([len(bag) for bag in chosen])
+    values = np.repeat(1 / np.sqrt(np.maximum(counts, 1)), counts).astype(np.float32)
+    starts = np.concatenate([[0], counts.cumsum()])
+    matrix = csr_matrix((values, np.concatenate(chosen), starts), shape=(len(rows), 1 << HASH_BITS))
+    size = _agreement(mails, rows, bags)
+    model = LogisticRegression(C=GRAM_C, max_iter=200, tol=1e-5)
+    model.fit(
+        (matrix @ diags(size)).tocsr(), mails.spam[rows], sample_weight=_shares(mails, rows) * len(rows)
+    )
+    return torch.from_numpy(model.coef_[0] * size).float()
+
+
+def _agreement(mails: Mails, rows: Indices, bags: list[Tensor]) -> npt.NDArray[np.float32]:
+    """1 for buckets that speak for the same side in every family of these mails, DISAGREED for the others."""
+    kinds = groups(mails, rows)
+    found = [
+        np.bincount(np.concatenate([bags[row].numpy() for row in kind]), minlength=1 << HASH_BITS) + 1
+        for kind in kinds
+    ]
+    rates = [np.log(count / (len(kind) + 2)) for count, kind in zip(found, kinds, strict=True)]
+    sides = np.stack([np.sign(spam - ham) for ham, spam in zip(rates[::2], rates[1::2], strict=True)])
+    return np.where(np.abs(sides.sum(0)) == len(sides), 1.0, DISAGREED).astype(np.float32)
+
+
+def _shares(mails: Mails, rows: Indices) -> Scores:
+    """Weights of these mails, summing to 1, under which every family and label counts the same."""
+    kinds = groups(mails, rows)
+    share = np.zeros(len(mails.ids))
+    for kind in kinds:
+        share[kind] = 1 / (len(kinds) * len(kind))
+    return share[rows]
+
+
+def fit_skimmer(mails: Mails, rows: Indices, found: Tensor, seed: int) -> Skimmer:
+    """The perceptron on summaries (all mails, SUMMARY)."""
+    torch.manual_seed(seed)
+    skimmer = Skimmer()
+    seen = found[torch.from_numpy(rows)]
+    skimmer.shift.copy_(seen.mean(0))
+    skimmer.scale.copy_(1 / seen.std(0).clamp(min=0.02))
+    x = skimmer.standard(seen)
+    truth = torch.from_numpy(mails.spam[rows]).float() * (1 - 2 * SKIMMER_SMOOTHING) + SKIMMER_SMOOTHING
+    share = torch.from_numpy(_shares(mails, rows))
+    optimizer = torch.optim.AdamW(skimmer.parameters(), 1e-3, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, SKIMMER_STEPS)
+    beta = torch.distributions.Beta(MIXUP, MIXUP)
+    for _ in range(SKIMMER_STEPS):
+        one = torch.multinomial(share, SKIMMER_BATCH, replacement=True)
+        other = one[torch.randperm(SKIMMER_BATCH)]
+        part = beta.sample((SKIMMER_BATCH,))
+        mixed = part[:, None] * x[one] + (1 - part[:, None]) * x[other]
+        target = part * truth[one] + (1 - part) * truth[other]
+        loss = F.binary_cross_entropy_with_logits(skimmer.judge(mixed, SKIMMER_DROPOUT), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return skimmer.requires_grad_(False)
+
+
 def fit_join(
     scores: npt.NDArray[np.float64], spam: npt.NDArray[np.bool_], share: Scores
 ) -> tuple[Tensor, Tensor]:
-    """Weights (n,) and bias of the calibrated sum of scores (mails, n); `share` weighs the mails."""
-    x, y, w = (torch.from_numpy(part) for part in (scores, spam.astype(np.float64), share / share.sum()))
-    weights = torch.zeros(x.shape[1], dtype=torch.float64, requires_grad=True)
-    bias = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    scale = x.std(0)
-    optimizer = torch.optim.LBFGS([weights, bias], max_iter=200, line_search_fn="strong_wolfe")
+    """Weights (n,) and bias of the calibrated sum of scores (mails, n); `share` weighs the mails.
+
+    All scores count the same, in units of their deviation; only slope and bias are fitted: which score is the better
+    one changes from family to family, so freely fitted weights did worse on the next family.
+    """
+    deviation = torch.from_numpy(scores.std(0))
+    x = (torch.from_numpy(scores) / deviation).sum(1)
+    truth, weight = torch.from_numpy(spam.astype(np.float64)), torch.from_numpy(share / share.sum())
+    line = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([line], max_iter=200, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        odds = (x / scale) @ weights + bias
-        loss = (
-            F.binary_cross_entropy_with_logits(odds, y, weight=w, reduction="sum")
-            + 1e-3 * weights.square().sum()
-        )
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = F.binary_cross_entropy_with_logits(x * line[0] + line[1], truth, weight, reduction="sum")
+        loss.backward()
         return loss
 
     optimizer.step(closure)
-    return (weights.detach() / scale).float(), bias.detach().float()
+    slope, bias = line.detach()
+    return (slope / deviation).float(), bias.float()

@@ -33,7 +33,20 @@ from confluent_kafka.cimpl import NewTopic
 
 from tests.waiting import wait_until
 
-__all__ = ["Avro", "Expected", "Mailer", "Seen", "Watcher", "check", "lag", "make_topics", "members", "read_all"]
+__all__ = [
+    "EMAIL",
+    "VERDICT",
+    "Avro",
+    "Expected",
+    "Mailer",
+    "Seen",
+    "Watcher",
+    "check",
+    "lag",
+    "make_topics",
+    "members",
+    "read_all",
+]
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
 Place = tuple[str, int, int]
@@ -72,7 +85,9 @@ EMAIL, VERDICT = Avro(SCHEMAS / "email.avsc"), Avro(SCHEMAS / "spam_verdict.avsc
 def make_topics(servers: str, **partitions: int) -> None:
     """Topics with one replica: name=partitions; returns when all can be used."""
     admin = AdminClient({"bootstrap.servers": servers, "log_level": 2})
-    for made in admin.create_topics([NewTopic(name, count, 1) for name, count in partitions.items()]).values():
+    for made in admin.create_topics(
+        [NewTopic(name, count, 1) for name, count in partitions.items()]
+    ).values():
         made.result(30)
 
     def usable() -> bool:
@@ -111,13 +126,17 @@ class Seen:
 
 @dataclass(slots=True)
 class Mailer:
-    """Writes e-mails of mixed lengths under `keys` keys; a share of `broken` is not processable, in every way there is."""
+    """Writes e-mails of mixed lengths under `keys` keys; a share of `broken` cannot be processed."""
 
     servers: str
     topic: str
     seed: int
     keys: int = 400
     broken: float = 0.02
+    bad_subjects: Sequence[str] = tuple(BAD_SUBJECTS)
+    """Subjects that the task at work refuses."""
+    bodies: Sequence[str] = ()
+    """Texts to choose from; without them a letter many times over."""
     expected: dict[Place, Expected] = field(default_factory=dict)
     _random: random.Random = field(init=False)
     _count: int = 0
@@ -155,8 +174,10 @@ class Mailer:
         key = f"user{chance.randrange(self.keys)}"
         name = f"{self._count}-{key}"
         self._count += 1
-        body = chance.choice("abcdefgh") * int(20 * 2 ** chance.uniform(0, 6))
-        subject = chance.choice(list(BAD_SUBJECTS)) if chance.random() < self.broken / 2 else "good"
+        letters = chance.choice("abcdefgh") * int(20 * 2 ** chance.uniform(0, 6))
+        body = chance.choice(self.bodies) if self.bodies else letters
+        refused = bool(self.bad_subjects) and chance.random() < self.broken / 2
+        subject = chance.choice(self.bad_subjects) if refused else "good"
         value: bytes | None = EMAIL.encode(
             {"id": name, "received_at": int(time.time() * 1000), "from": None, "to": ["you@example.com"]}
             | {"subject": subject, "body": body, "html": None, "headers": {}}
@@ -185,7 +206,9 @@ def read_all(servers: str, topic: str, *, timeout_s: float = 60.0) -> list[Seen]
     committed = Consumer(conf | {"isolation.level": "read_committed", "enable.partition.eof": True})
     written = Consumer(conf | {"isolation.level": "read_uncommitted"})
     try:
-        partitions = [TopicPartition(topic, p, 0) for p in committed.list_topics(topic, 10).topics[topic].partitions]
+        partitions = [
+            TopicPartition(topic, p, 0) for p in committed.list_topics(topic, 10).topics[topic].partitions
+        ]
 
         def settled() -> bool:
             return all(
@@ -216,7 +239,7 @@ def read_all(servers: str, topic: str, *, timeout_s: float = 60.0) -> list[Seen]
 def _seen(message: Message) -> Seen:
     place = (str(message.topic()), int(message.partition() or 0), int(message.offset() or 0))
     headers: Iterable[tuple[str, Any]] = message.headers() or []  # type: ignore[assignment]
-    return Seen(place, message.key(), message.value(), dict(headers))  # type: ignore[arg-type]
+    return Seen(place, message.key(), message.value(), dict(headers))
 
 
 class Watcher:
@@ -269,17 +292,26 @@ class Watcher:
 def lag(servers: str, group: str, topic: str) -> int:
     """Records (transaction markers included) between the group's stable committed offsets and the ends of `topic`."""
     reader = Consumer(
-        {"bootstrap.servers": servers, "group.id": "lag", "isolation.level": "read_uncommitted", "log_level": 2}
+        {
+            "bootstrap.servers": servers,
+            "group.id": "lag",
+            "isolation.level": "read_uncommitted",
+            "log_level": 2,
+        }
     )
     try:
-        partitions = [TopicPartition(topic, p) for p in reader.list_topics(topic, 10).topics[topic].partitions]
+        partitions = [
+            TopicPartition(topic, p) for p in reader.list_topics(topic, 10).topics[topic].partitions
+        ]
         ends = {p.partition: reader.get_watermark_offsets(p, 10)[1] for p in partitions}
     finally:
         reader.close()
     admin = AdminClient({"bootstrap.servers": servers, "log_level": 2})
     asked = [ConsumerGroupTopicPartitions(group, partitions)]
     try:
-        answer = admin.list_consumer_group_offsets(asked, require_stable=True, request_timeout=10)[group].result()
+        answer = admin.list_consumer_group_offsets(asked, require_stable=True, request_timeout=10)[
+            group
+        ].result()
     except KafkaException:
         return sum(ends.values())  # an open transaction: nothing is settled
     found = {p.partition: p.offset for p in answer.topic_partitions if p.error is None}
@@ -354,6 +386,8 @@ def _out_of_order(pairs: Iterable[tuple[Place, Seen]]) -> list[str]:
     for origin, seen in sorted(pairs, key=lambda pair: pair[1].place):
         before = last.get(seen.key)
         if before is not None and (before[1].place[:2] != seen.place[:2] or before[0] >= origin):
-            problems.append(f"key {seen.key!r}: {origin} at {seen.place} after {before[0]} at {before[1].place}")
+            problems.append(
+                f"key {seen.key!r}: {origin} at {seen.place} after {before[0]} at {before[1].place}"
+            )
         last[seen.key] = (origin, seen)
     return problems

@@ -6,6 +6,8 @@ import io
 import json
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
@@ -270,6 +272,43 @@ class Tail:
 
     def close(self) -> None:
         self._consumer.close()
+
+
+def send_raw(servers: str, topic: str, value: bytes, header_name: bytes) -> None:
+    """One record with a header name of any bytes, by Kafka's own protocol: our client only writes UTF-8."""
+
+    def varint(number: int) -> bytes:
+        number, out = number << 1 ^ number >> 63, b""
+        while number > 0x7F:
+            out, number = out + bytes([number & 0x7F | 0x80]), number >> 7
+        return out + bytes([number])
+
+    def sized(data: bytes) -> bytes:
+        return varint(len(data)) + data
+
+    record = sized(b"\0\0\0" + varint(-1) + sized(value) + varint(1) + sized(header_name) + sized(b"v"))
+    now_ms = int(time.time() * 1000)
+    body = struct.pack(">hiqqqhii", 0, 0, now_ms, now_ms, -1, -1, -1, 1) + record
+    batch = struct.pack(">ibI", -1, 2, crc_32c(body)) + body
+    batch = struct.pack(">qi", 0, len(batch)) + batch
+    place = struct.pack(">ih", 1, len(topic)) + topic.encode() + struct.pack(">iii", 1, 0, len(batch))
+    request = struct.pack(">hhihhhi", 0, 7, 1, -1, -1, -1, 10_000) + place + batch
+    host, port = servers.split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(struct.pack(">i", len(request)) + request)
+        answer = connection.recv(4096)
+    # size, correlation id, one topic, its name, one partition, its number, then the error
+    (error,) = struct.unpack_from(">h", answer, 4 + 4 + 4 + 2 + len(topic) + 4 + 4)
+    assert error == 0, f"Kafka refused the record: {error}"
+
+
+def crc_32c(data: bytes) -> int:
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
 
 
 def headers_of(message: Message) -> dict[str, bytes | None]:

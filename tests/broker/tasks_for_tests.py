@@ -10,8 +10,9 @@ import random
 import time
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from consumer.records import Event
 from consumer.task import Budget, Item, Rejected, Task
@@ -28,9 +29,16 @@ class CheapTask(Task):
     name = "cheap"
     events = ("email",)
     result = "spam_verdict"
-    fields = ("id", "subject", "body")
+    fields: ClassVar[tuple[str, ...] | None] = ("id", "subject", "body")
     budget = Budget(max_batch_items=256, max_batch_tokens=16_384, max_batch_age_ms=5)
-    example = {"id": "example", "received_at": 0, "subject": "good", "body": "some text", "to": [], "headers": {}}
+    example = {
+        "id": "example",
+        "received_at": 0,
+        "subject": "good",
+        "body": "some text",
+        "to": [],
+        "headers": {},
+    }
 
     def __init__(self, max_delay_ms: float = 0, run_log: str = "") -> None:
         self._max_delay_s = float(max_delay_ms) / 1000
@@ -99,6 +107,11 @@ class GatedTask(CheapTask):
         super().__init__(run_log=run_log)
         self._gate = Path(gate) if gate else None
         self._run_s = float(run_s)
+
+    def prepare(self, events: Sequence[Event], recalled: Sequence[Any]) -> list[Item | Rejected]:
+        """All of the same cost, so that a chunk is one batch."""
+        made = super().prepare(events, recalled)
+        return [replace(item, tokens=1) if isinstance(item, Item) else item for item in made]
 
     def _note(self, items: Sequence[Event]) -> None:
         if items[0]["id"] != self.example["id"]:

@@ -18,6 +18,7 @@ from tests.broker.rig import (
     header,
     origin,
     score,
+    send_raw,
 )
 
 MIB = 1 << 20
@@ -127,6 +128,25 @@ def test_poison_with_a_moment_in_the_future_passes(rig: Rig) -> None:
     assert worker.stop() == 0
     (letter,) = tail.of(rig.dead)
     assert header(letter, "timestamp_ms") == str(tomorrow_ms)
+
+
+def test_poison_with_a_header_that_the_client_cannot_read(rig: Rig) -> None:
+    """Java, Go and C write header names in any bytes; this client raises a SystemError for them."""
+    rig.create()
+    rig.send([GOOD[0]])
+    send_raw(rig.servers, rig.source, GOOD[1], b"\xff\xfe")
+    send_raw(rig.servers, rig.source, b"garbage", b"\xff\xfe")
+    rig.send([GOOD[2]])
+    tail = rig.tail()
+    worker = rig.worker(FAULTY)
+    tail.count(4, alive=worker)
+    assert worker.stop() == 0
+    assert_each_once(
+        (score(m.value())["event_id"] for m in tail.of(rig.out)), [f"good-{n}" for n in range(3)]
+    )
+    (letter,) = tail.of(rig.dead)
+    assert letter.value() == b"garbage"
+    assert header(letter, "reason") == "bad_frame"
 
 
 def test_a_long_run_of_dead_letters_stops_the_worker(rig: Rig) -> None:

@@ -35,7 +35,9 @@ class Stand:
     workers: Workers
     run_log: Path
 
-    def start(self, task: str = "CheapTask", *, options: dict[str, Any] | None = None, **more: Any) -> WorkerProcess:
+    def start(
+        self, task: str = "CheapTask", *, options: dict[str, Any] | None = None, **more: Any
+    ) -> WorkerProcess:
         together = {"run_log": str(self.run_log)} | (options or {})
         return self.workers.start(f"{TASKS}:{task}", options=together, **more)
 
@@ -52,7 +54,11 @@ class Stand:
     def ids_on(self, partitions: frozenset[tuple[str, int]]) -> set[str]:
         """Ids of the good mails on `partitions`."""
         mails = self.mailer.expected.items()
-        return {mail.id for (topic, partition, _), mail in mails if (topic, partition) in partitions and not mail.dead}
+        return {
+            mail.id
+            for (topic, partition, _), mail in mails
+            if (topic, partition) in partitions and not mail.dead
+        }
 
     def wait_for_members(self, count: int) -> dict[str, frozenset[tuple[str, int]]]:
         """Waits until the group has `count` members with partitions; returns them."""
@@ -61,7 +67,9 @@ class Stand:
             now = members(self.servers, self.group)
             return now if len(now) == count and all(now.values()) else {}
 
-        return wait_until(found, 60, lambda: f"{count} members; there are {members(self.servers, self.group)}")
+        return wait_until(
+            found, 60, lambda: f"{count} members; there are {members(self.servers, self.group)}"
+        )
 
     def wait_for_all(self, timeout_s: float = 60.0) -> None:
         """Waits until as much is visible as there are mails."""
@@ -87,7 +95,9 @@ def stand_on(
     with ExitStack() as stack:
 
         def make(partitions: int, broken: float) -> Stand:
-            mails, results, dead, group = (unique_name(word) for word in ("mails", "results", "dead", "group"))
+            mails, results, dead, group = (
+                unique_name(word) for word in ("mails", "results", "dead", "group")
+            )
             make_topics(bootstrap_servers, **{mails: partitions, results: partitions, dead: 1})
             workers = Workers(
                 tmp_path,
@@ -107,7 +117,11 @@ def stand_on(
         yield make
 
 
-def test_kept_partitions_keep_their_work(stand_on: Callable[[int, float], Stand], tmp_path: Path) -> None:
+@pytest.mark.parametrize("comes_back", [False, True])
+def test_kept_partitions_keep_their_work(
+    stand_on: Callable[[int, float], Stand], tmp_path: Path, comes_back: bool
+) -> None:
+    """A batch with mails of kept and of revoked partitions is on the device throughout."""
     stand = stand_on(4, 0)
     stand.mailer.send(400)
     gate = tmp_path / "gate"
@@ -123,18 +137,27 @@ def test_kept_partitions_keep_their_work(stand_on: Callable[[int, float], Stand]
     kept = all_partitions - moved
     assert {kept, moved} == set(now.values())
     stand.wait_for_visible(len(stand.ids_on(moved)))
+    if comes_back:  # what was begun in the old days must not count now
+        new.terminate()
+        assert new.ended() == 0, new.log
+        wait_until(
+            lambda: f"{len(all_partitions)} partitions are ours" in old.log.split("revoked")[-1], 30, old.log
+        )
+        stand.mailer.send(100)
     gate.touch()
     stand.wait_for_all()
 
     assert set(stand.workers.stop().values()) == {0}
     stand.check()
     times = stand.times_run()
-    assert {name: times[name] for name in stand.ids_on(kept)} == dict.fromkeys(stand.ids_on(kept), 1)
+    assert {times[name] for name in stand.ids_on(kept)} == {1}
     ran_before = {name for pid, name in stand.runs() if pid == old.pid}
     assert ran_before & stand.ids_on(moved), "nothing of the revoked partitions was in flight"
 
 
-def test_finished_work_is_committed_before_its_partition_goes(stand_on: Callable[[int, float], Stand]) -> None:
+def test_finished_work_is_committed_before_its_partition_goes(
+    stand_on: Callable[[int, float], Stand],
+) -> None:
     stand = stand_on(4, 0.1)
     old = stand.start(commit_interval_ms=9_000)
     stand.mailer.send(10)
@@ -175,7 +198,7 @@ def test_a_long_step_does_not_cost_the_membership(stand_on: Callable[[int, float
     stand.mailer.send(100)
     worker = stand.start(
         "GatedTask",
-        options={"run_s": 9},
+        options={"run_s": 7},
         session_timeout_ms=4_000,
         max_poll_interval_ms=4_000,
         revoke_deadline_ms=3_000,
@@ -195,7 +218,9 @@ def test_a_long_step_does_not_cost_the_membership(stand_on: Callable[[int, float
     assert "lost" not in worker.log and worker.log.count("assigned") == 1, worker.log
 
 
-def test_a_worker_that_was_given_up_comes_back(stand_on: Callable[[int, float], Stand], tmp_path: Path) -> None:
+def test_a_worker_that_was_given_up_comes_back(
+    stand_on: Callable[[int, float], Stand], tmp_path: Path
+) -> None:
     stand = stand_on(4, 0.05)
     stand.mailer.send(400)
     gate = tmp_path / "gate"
@@ -203,7 +228,9 @@ def test_a_worker_that_was_given_up_comes_back(stand_on: Callable[[int, float], 
     wait_until(stand.runs, 30, lambda: old.log)
     (before,) = stand.wait_for_members(1)
     old.pause()
-    wait_until(lambda: before not in members(stand.servers, stand.group), 30, "a silent member stays", every_s=0.2)
+    wait_until(
+        lambda: before not in members(stand.servers, stand.group), 30, "a silent member stays", every_s=0.2
+    )
     stand.start()
     stand.wait_for_all()
 
@@ -234,5 +261,35 @@ def test_a_restart_under_the_same_name_disturbs_nobody(stand_on: Callable[[int, 
 
     assert set(stand.wait_for_members(2).values()) == set(before.values())
     assert other.log.count("assigned") == rebalances, other.log
+    assert set(stand.workers.stop().values()) == {0}
+    stand.check()
+
+
+def test_a_partition_that_left_while_reading_stood_still_is_read_again(
+    stand_on: Callable[[int, float], Stand], tmp_path: Path
+) -> None:
+    """A pause that outlives the assignment would leave the partition unread for ever."""
+    stand = stand_on(4, 0)
+    stand.mailer.send(400)
+    gate = tmp_path / "gate"
+    full = {"max_chunk_records": 20, "max_in_flight_records": 20}
+    old = stand.start("GatedTask", options={"gate": gate}, **full)
+    (all_partitions,) = stand.wait_for_members(1).values()
+    wait_until(stand.runs, 30, lambda: old.log)
+    new = stand.start()
+    now = stand.wait_for_members(2)
+    new.wait_for("assigned " + stand.mailer.topic)
+    moved = next(held for held in now.values() if all(f"[{p}]" in new.log for _, p in held))
+    stand.wait_for_visible(len(stand.ids_on(moved)))
+
+    gate.touch()  # there is room again
+    stand.wait_for_all()
+    new.terminate()
+    assert new.ended() == 0, new.log
+    wait_until(
+        lambda: f"{len(all_partitions)} partitions are ours" in old.log.split("revoked")[-1], 30, old.log
+    )
+    stand.mailer.send(100)
+    stand.wait_for_all()
     assert set(stand.workers.stop().values()) == {0}
     stand.check()

@@ -13,8 +13,8 @@ from typing import Any
 import fastavro
 import pytest
 
-from tests.waiting import wait_until
 from tests.broker.rig import CLICK, SCORE, SCORING, Rig, avro, header, origin
+from tests.waiting import wait_until
 
 
 class RegistryServer:
@@ -36,7 +36,7 @@ class RegistryServer:
                 self.end_headers()
                 self.wfile.write(data)
 
-            def do_GET(self) -> None:  # noqa: N802
+            def do_GET(self) -> None:
                 path = self.path.split("?")[0]
                 registry.asked.append(path)
                 if registry.away:
@@ -50,7 +50,7 @@ class RegistryServer:
                 else:
                     self.answer(404, {"error_code": 404, "message": f"no {path}"})
 
-            def do_POST(self) -> None:  # noqa: N802
+            def do_POST(self) -> None:
                 text = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["schema"]
                 registry.asked.append(self.path)
                 if registry.away:

@@ -16,7 +16,7 @@ from typing import Any
 import fastavro
 from confluent_kafka import Producer
 
-from tests.broker.rig import Tail, WorkerProcess, avro, frame_of
+from tests.broker.rig import ROOT, Tail, WorkerProcess, avro, frame_of
 
 MODULE = '''
 from consumer.task import Task
@@ -80,10 +80,11 @@ def test_a_stranger_adds_a_task_and_runs_it(
         *("--bootstrap-servers", bootstrap_servers, "--input-topics", names["source"]),
         *("--output-topic", names["out"], "--dead-letter-topic", names["dead"]),
     ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # as if the product were installed
     consumer = [sys.executable, "-m", "consumer"]
     made = subprocess.run(
         [*consumer, "topics", "create", "my_module:Shout", "--partitions", "1", *where],
-        cwd=home, capture_output=True, text=True, timeout=60, check=False,
+        cwd=home, env=environment, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert made.returncode == 0, made.stdout + made.stderr
 
@@ -97,7 +98,7 @@ def test_a_stranger_adds_a_task_and_runs_it(
     with log.open("wb") as out:
         process = subprocess.Popen(
             [*consumer, "run", "my_module:Shout", "--option", "mark=?", "--group-id", unique_name("group"), *where],
-            cwd=home, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=home_env,
+            cwd=home, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment,
         )  # fmt: skip
     worker = WorkerProcess(process, log)
     tail = Tail(bootstrap_servers, [names["out"], names["dead"]], 1)

@@ -1,4 +1,4 @@
-"""One trace per event through the worker: producer's span -> ours -> the result's `traceparent`, and the batch links."""
+"""One trace per event through the worker: producer's span -> ours -> the result's `traceparent`; the batch links."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Collector:
         collector = self
 
         class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:  # noqa: N802
+            def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 if self.headers.get("Content-Encoding") == "gzip":
                     body = gzip.decompress(body)

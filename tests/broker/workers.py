@@ -25,15 +25,19 @@ import pytest
 
 from tests.waiting import wait_until
 
-__all__ = ["ROOT", "WorkerProcess", "Workers"]
+__all__ = ["READY", "ROOT", "WorkerProcess", "Workers"]
 
 ROOT = Path(__file__).parents[2]
+READY = "is ready on"
+"""What a worker says when its model is loaded; it listens to signals by then."""
 
 
 class WorkerProcess:
     """One `consumer run`.  Signals to one that has ended are errors: a test wants to know."""
 
-    def __init__(self, number: int, instance_name: str, log_file: Path, process: subprocess.Popen[bytes]) -> None:
+    def __init__(
+        self, number: int, instance_name: str, log_file: Path, process: subprocess.Popen[bytes]
+    ) -> None:
         self.number = number
         self.instance_name = instance_name
         self.log_file = log_file
@@ -87,7 +91,8 @@ class WorkerProcess:
         self.signal(signal.SIGCONT)
 
     def terminate(self) -> None:
-        """SIGTERM; does not wait."""
+        """SIGTERM, once it listens to that; does not wait for the end."""
+        self.wait_for(READY)
         self.signal(signal.SIGTERM)
 
     def ended(self, timeout_s: float = 40.0) -> int:

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from consumer.models.spam import ENCODER_IDS, HASH_BITS, ORDERS, WEIGHTS, buckets
+from consumer.models.minilm import CLS, PAD, SEP
+from consumer.models.spam import ENCODER_IDS, HASH_BITS, WEIGHTS, buckets
 from consumer.records import Event
 from consumer.task import Device, Item
 from consumer.tasks.spam import SpamTask
@@ -23,8 +24,14 @@ LETTERS = [
     ("Lunch?", "Shall we say noon at the usual place? Bring the slides for Friday if they are ready. Ann"),
     ("", ""),
     ("Re: build fails", "> it fails on line 12\nThat was my patch, sorry. Fixed in the branch now. " * 30),
-    ("CHEAP MEDS online!!!", "Order now, 80% off, no prescription needed. Click http://pills.example.biz now! " * 8),
-    ("You have won", "Congratulations! You won $1,000,000 in our lottery. Send your bank details to claim it."),
+    (
+        "CHEAP MEDS online!!!",
+        "Order now, 80% off, no prescription needed. Click http://pills.example.biz now! " * 8,
+    ),
+    (
+        "You have won",
+        "Congratulations! You won $1,000,000 in our lottery. Send your bank details to claim it.",
+    ),
     ("Minutes", "Attached are the minutes of the meeting. Please send corrections to me by Thursday."),
 ]
 
@@ -56,7 +63,7 @@ def test_obvious_letters_get_obvious_verdicts(task: SpamTask) -> None:
         task.finish(letter(*one), output, {})
         for one, output in zip(LETTERS, probabilities(task, [letter(*one) for one in LETTERS]), strict=True)
     ]
-    assert [verdict["label"] for verdict in verdicts] == ["ham", "ham", "ham", "spam", "spam", "ham"]  # type: ignore[index]
+    assert [verdict["label"] for verdict in verdicts] == ["ham", "ham", "ham", "spam", "spam", "ham"]
 
 
 def test_neighbours_padding_and_order_do_not_matter(task: SpamTask) -> None:
@@ -85,7 +92,11 @@ def test_form_does_not_decide(task: SpamTask) -> None:
     """The same words as sent, as tokens in lower case, and as HTML."""
     for subject, body in (LETTERS[0], LETTERS[3], LETTERS[5]):
         spaced = "".join(f" {c} " if not c.isalnum() and not c.isspace() else c for c in body.lower())
-        forms = [letter(subject, body), letter(subject.lower(), spaced), letter(subject, "", f"<p>{body}</p>")]
+        forms = [
+            letter(subject, body),
+            letter(subject.lower(), spaced),
+            letter(subject, "", f"<p>{body}</p>"),
+        ]
         found = probabilities(task, forms)
         assert max(found) - min(found) < 0.05
 
@@ -100,14 +111,14 @@ def test_an_item_costs_what_the_encoder_sees(task: SpamTask) -> None:
 
 
 def test_buckets_match_a_count_by_hand() -> None:
-    ids = torch.tensor([[5, 6, 5, 6, 0, 0], [7, 0, 0, 0, 0, 0]])
+    ids = torch.tensor([[CLS, SEP, 5, 6, 5, 6, PAD], [CLS, SEP, 7, PAD, PAD, PAD, PAD]])
     rows = buckets(ids)
-    counts = (rows != 1 << HASH_BITS).sum(1).tolist()
-    assert ORDERS == (1, 2, 3)
-    assert counts == [2 + 2 + 2, 1]  # {5, 6}, {56, 65}, {565, 656}; {7}
-    assert torch.equal(buckets(ids[:, :4])[0].unique(), rows[0].unique()[:-1]) or counts[0] == 6
-    swapped = buckets(torch.tensor([[6, 5, 6, 5]]))
-    assert set(swapped[0].tolist()) - {1 << HASH_BITS} == set(rows[0].tolist()) - {1 << HASH_BITS}
+    none = 1 << HASH_BITS
+    # unigrams, bigrams, trigrams, each once; then uni- and bigrams of the subject (here CLS, SEP)
+    assert (rows != none).sum(1).tolist() == [4 + 4 + 4 + 2 + 1, 3 + 2 + 1 + 2 + 1]
+    alone = buckets(ids[1:, :3])[0]
+    assert set(alone.tolist()) - {none} == set(rows[1].tolist()) - {none}
+    assert set(rows[0].tolist()) != set(buckets(torch.tensor([[CLS, SEP, 6, 5, 6, 5]]))[0].tolist())
 
 
 def test_the_card_tells_what_is_shipped(task: SpamTask) -> None:
@@ -123,7 +134,10 @@ def test_loading_imports_no_heavy_library() -> None:
         "import sys; from consumer.tasks.spam import SpamTask; from consumer.task import Device;"
         "t = SpamTask(); t.load(Device('cpu', 'fp32'));"
         "t.run([i.value for i in t.prepare([t.example], [None])]);"
-        "print([m for m in ('transformers', 'sklearn', 'scipy', 'sentence_transformers', 'confluent_kafka') if m in sys.modules])"
+        "heavy = ('transformers', 'sklearn', 'scipy', 'sentence_transformers', 'confluent_kafka');"
+        "print([m for m in heavy if m in sys.modules])"
     )
-    done: Any = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=True)
+    done: Any = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=True
+    )
     assert done.stdout.strip() == "[]"

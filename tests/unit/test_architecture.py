@@ -18,7 +18,7 @@ FLOORS: dict[str, int] = {
     "source": 1, "sink": 1, "codec": 1, "registry": 1, "batcher": 1, "state": 1, "deadletter": 1,
     "isolation": 1, "models": 1,
     # parts put to work
-    "engine": 2, "pool": 2, "torch_task": 2, "tasks": 2, "finish": 2, "lookup": 2,
+    "engine": 2, "pool": 2, "torch_task": 2, "tasks": 2, "finish": 2, "flight": 2, "intake": 2, "lookup": 2,
     # the loop
     "worker": 3,
     # doors

@@ -35,13 +35,17 @@ def test_the_text_part_counts_once_when_it_says_what_the_html_says() -> None:
     assert both.startswith("cheap watches") and "minutes" in both
 
 
-@pytest.mark.parametrize("subject", ["Re: [ILUG] Minutes", "FWD: minutes", "  minutes ", "RE : [list] re: Minutes"])
+@pytest.mark.parametrize(
+    "subject", ["Re: [ILUG] Minutes", "FWD: minutes", "  minutes ", "RE : [list] re: Minutes"]
+)
 def test_subject_loses_reply_marks_and_list_tags(subject: str) -> None:
     assert subject_text(subject) == "minutes"
 
 
 def test_furniture_of_lists_is_dropped() -> None:
-    letter = "> fine by me\n\n" + "_" * 40 + "\nUsers mailing list\nTo unsubscribe: http://lists.example.org\n"
+    letter = (
+        "> fine by me\n\n" + "_" * 40 + "\nUsers mailing list\nTo unsubscribe: http://lists.example.org\n"
+    )
     assert body_text(letter) == "fine by me"
 
 
@@ -66,7 +70,23 @@ def test_any_text_is_accepted(subject: str, body: str, html: str | None) -> None
 
 
 @pytest.mark.parametrize(
-    "piece", ["<div>", "a.", "> ", "_" * 30 + "\n", "from:", "=3D", "http://", "&lt;", "a@", "0.", "<!--", "\n", "[", "www."]
+    "piece",
+    [
+        "<div>",
+        "a.",
+        "> ",
+        "_" * 30 + "\n",
+        "from:",
+        "=3D",
+        "http://",
+        "&lt;",
+        "a@",
+        "0.",
+        "<!--",
+        "\n",
+        "[",
+        "www.",
+    ],
 )
 def test_hostile_repetition_takes_no_time(piece: str) -> None:
     letter = piece * (1_000_000 // len(piece))
