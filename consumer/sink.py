@@ -15,6 +15,7 @@ import logging
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -55,6 +56,8 @@ class Settled:
     results: int
     """Results that became visible."""
     dead_letters: int
+    refused: Mapping[str, int]
+    """Results among them that a topic did not take and that became dead letters here, by reason."""
     began_ns: int
     ended_ns: int
 
@@ -83,6 +86,7 @@ Report = Settled | Aborted | WantGrant | SinkFailed
 _FENCED_AGAIN_S = 30.0
 _HEARTBEAT_S = 3.0  # a quarter of the default session_timeout_ms, and some more
 _NO_MEMBER_S = 0.02
+_MAX_FAILURES = 30
 
 
 class Sink:
@@ -118,6 +122,7 @@ class Sink:
         self._stopping = False
         self._abandoned = False
         self._failures = 0
+        self._refusals: Counter[str] = Counter()
         self._fenced_at = float("-inf")
         self._committed_at = float("-inf")
         self._thread = threading.Thread(target=self._main, name="sink", daemon=True)
@@ -195,20 +200,35 @@ class Sink:
         numbers: set[int] = set()
         dropped: set[TopicPartition] = set()
         self._failures = 0
+        self._refusals.clear()
         while True:
             grant = self._membership()  # takes in chunks meanwhile, which go with this transaction too
             numbers.update(finished.number for finished in self._pending)
             dropped |= self._drop_foreign(grant)
             if not self._pending or self._attempt(producer):
                 break
+            if self._failures >= _MAX_FAILURES:
+                raise Fatal(
+                    f"Kafka answers, but the same transaction failed {self._failures} times; the log says why. Its "
+                    "records are done again after a restart"
+                )
             if self._failures > 1:
                 time.sleep(min(0.01 * 2**self._failures, 1.0))
         results = sum(len(finished.values) for finished in self._pending)
         dead = sum(len(finished.dead) for finished in self._pending)
         self._pending = []
         self._committed_at = time.monotonic()
-        span = (began_ns, time.monotonic_ns())
-        self._post(Settled(tuple(sorted(numbers)), frozenset(dropped), results, dead, *span))
+        self._post(
+            Settled(
+                numbers=tuple(sorted(numbers)),
+                dropped=frozenset(dropped),
+                results=results,
+                dead_letters=dead,
+                refused=dict(self._refusals),
+                began_ns=began_ns,
+                ended_ns=time.monotonic_ns(),
+            )
+        )
 
     def _attempt(self, producer: TransactionalProducer) -> bool:
         """One transaction; after False everything is ready for the next."""
@@ -277,6 +297,7 @@ class Sink:
 
     def _await_grant(self) -> None:
         """Membership moved on: nothing can be committed until the loop says what is ours in the new generation."""
+        self._wake_waiters()  # the loop waits for us in its callback: it cannot answer before it has our leave
         self._post(WantGrant())
         message = None
         while not isinstance(message, Grant | Settle):
@@ -324,6 +345,7 @@ class Sink:
                 if (refusal := guilty.get((kept.topic, source.key(), value))) is not None:
                     letter = self._refused(source, len(value), kept.topic, refusal.reason)
                     kept = kept.with_dead(i, letter)
+                    self._refusals["result_too_large" if refusal.too_large else "result_refused"] += 1
                     replaced += 1
             self._pending[place] = kept
         if not replaced:

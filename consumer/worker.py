@@ -261,6 +261,9 @@ class Worker:
             self.published += visible
             self._telemetry.committed((settled.ended_ns - settled.began_ns) / 1e6, visible)
             self._telemetry.published(settled.results)
+        for reason, times in settled.refused.items():
+            self._telemetry.dead(reason, times)
+            self._cap.observe(range(times), times, BadRecord(reason, stage="publish"))
 
     # Working.
 
