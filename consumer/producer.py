@@ -1,13 +1,4 @@
-"""The transactional producer: one transaction at a time, and what to do about each way in which it can end.
-
-    RetryTransaction        aborted
-    ├── MembershipStale     ... under a fresh grant
-    ├── Narrowed            ... at once, now in smaller batches
-    └── Refused             ... without these records
-    OutcomeUnknown          `replace`, then ask `committed` what became of it
-
-Sink thread only.
-"""
+"""The transactional producer: one transaction at a time, every failure sorted into an `outcome`.  Sink thread only."""
 
 from __future__ import annotations
 
@@ -16,7 +7,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, Message, Producer
@@ -24,17 +14,10 @@ from confluent_kafka import TopicPartition as ClientPartition
 from confluent_kafka.admin import AdminClient
 
 from consumer.errors import Fatal, Retry
+from consumer.outcome import MembershipStale, Narrowed, OutcomeUnknown, Refusal, Refused, RetryTransaction
 from consumer.records import Finished, TopicPartition
 
-__all__ = [
-    "MembershipStale",
-    "Narrowed",
-    "OutcomeUnknown",
-    "Refusal",
-    "Refused",
-    "RetryTransaction",
-    "TransactionalProducer",
-]
+__all__ = ["TransactionalProducer"]
 
 log = logging.getLogger(__name__)
 
@@ -67,60 +50,6 @@ _REMEDIES = {
     KafkaError.INVALID_TRANSACTION_TIMEOUT: "transaction_timeout_ms is above the broker's "
     "transaction.max.timeout.ms",
 }
-
-
-class RetryTransaction(Retry):
-    """The transaction is aborted; nothing of it is visible.  `reason` is a word for metrics."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
-
-
-class MembershipStale(RetryTransaction):
-    """The group has moved on since the grant was made."""
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """A record that its topic does not take; `reason` is Kafka's word for why."""
-
-    topic: str
-    key: bytes | None
-    value: bytes | None
-    reason: str
-    alone: bool
-    """Whether it stood alone in its batch: else the fault may be a neighbour's."""
-
-    @property
-    def too_large(self) -> bool:
-        return self.reason == "MSG_SIZE_TOO_LARGE"
-
-
-class Narrowed(RetryTransaction):
-    """A topic does not take a batch; smaller ones will show whether a record of it is at fault."""
-
-
-class Refused(RetryTransaction):
-    """Topics do not take some of the records."""
-
-    def __init__(self, records: Sequence[Refusal]) -> None:
-        first = records[0]
-        super().__init__(
-            first.reason,
-            f"topic {first.topic!r} does not take a record of {len(first.value or b'')} bytes ({first.reason}; "
-            f"{len(records)} refused)",
-        )
-        self.records = records
-
-
-class OutcomeUnknown(Retry):
-    """It may be committed or not, and this producer cannot go on.  `fenced`: another one has taken its id over."""
-
-    def __init__(self, reason: str, detail: str, *, fenced: bool) -> None:
-        super().__init__(detail)
-        self.reason = reason
-        self.fenced = fenced
 
 
 class TransactionalProducer:

@@ -22,15 +22,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from consumer.errors import ConsumerError, Fatal, Retry
-from consumer.producer import (
+from consumer.outcome import (
     MembershipStale,
     Narrowed,
     OutcomeUnknown,
     Refusal,
     Refused,
     RetryTransaction,
-    TransactionalProducer,
 )
+from consumer.producer import TransactionalProducer
 from consumer.records import Finished, Grant, Outgoing, Record, TopicPartition
 
 __all__ = ["Aborted", "Settle", "Settled", "Sink", "SinkFailed", "WantGrant"]

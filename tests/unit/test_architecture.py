@@ -26,7 +26,7 @@ FLOORS: dict[str, int] = {
 }  # fmt: skip
 PRIVATE = {
     # module -> the only part that knows it; it counts as that part
-    "schema": "codec", "wire": "codec", "columns": "codec", "producer": "sink",
+    "schema": "codec", "wire": "codec", "columns": "codec", "producer": "sink", "outcome": "sink",
 }  # fmt: skip
 DOORS = {
     "confluent_kafka": {"source", "sink", "registry", "local"},
