@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import uuid
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -31,6 +32,8 @@ from consumer.task import Budget, Task
 __all__ = ["Settings"]
 
 MIB = 1 << 20
+_PROCESS = f"{socket.gethostname()}:{uuid.uuid4().hex[:12]}"
+"""Names this process: host name and process id are not enough where containers share them."""
 
 
 def _names(value: Any) -> Any:
@@ -82,8 +85,8 @@ class Settings(BaseSettings):
         "Kafka",
         "",
         "A name that survives restarts and no other worker has (a StatefulSet's pod name). A restart then "
-        "resumes at once, without a rebalance, and closes what its predecessor left open. Without it the host name and "
-        "process id are used, and a crash holds readers up for transaction_timeout_ms.",
+        "resumes at once, without a rebalance, and closes what its predecessor left open. Without it "
+        "every start has a new name, and a crash holds readers up for transaction_timeout_ms.",
         pattern=r"^[A-Za-z0-9._-]{0,200}$",
     )
     input_topics: Names = _field(
@@ -324,6 +327,11 @@ class Settings(BaseSettings):
                     f"{smaller} ({getattr(self, smaller)}) must not exceed {larger} "
                     f"({getattr(self, larger)}): {why}"
                 )
+        if self.instance_name and self.kafka.get("group.protocol") == "consumer":
+            wrong.append(
+                "group.protocol=consumer excludes instance_name: under it Kafka refuses a named worker that restarts "
+                "before its session has ended"
+            )
         if self.schema_registry_token and self.schema_registry_password:
             wrong.append("schema_registry_token and schema_registry_password exclude each other")
         if wrong:
@@ -367,8 +375,12 @@ class Settings(BaseSettings):
 
     @property
     def transactional_id(self) -> str:
-        """Stable over restarts where `instance_name` is given; else unique to this process."""
-        return f"{self.group_id}-{self.instance_name or f'{socket.gethostname()}-{os.getpid()}'}"
+        """Stable over restarts where `instance_name` is given; else unique to this process.
+
+        The colon is in no instance name: with a dash, worker `eu-1` of group `spam` and worker `1` of group `spam-eu`
+        would throw each other out.
+        """
+        return f"{self.group_id}:{self.instance_name or _PROCESS}"
 
     def task_arguments(self) -> dict[str, Any]:
         """`task_options` with their secrets in the clear, for the task's constructor."""

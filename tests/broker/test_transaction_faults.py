@@ -148,11 +148,11 @@ def test_proof_4_an_outsider_takes_the_transactional_id_over(rig: Rig) -> None:
     worker = rig.worker(SCORING, "--instance-name", "one")
     with Stream(rig) as stream:
         tail.count(100, alive=worker)
-        outsider = Producer({"bootstrap.servers": rig.servers, "transactional.id": f"{rig.group}-one"})
+        outsider = Producer({"bootstrap.servers": rig.servers, "transactional.id": f"{rig.group}:one"})
         outsider.init_transactions(20)
         worker.wait_said("chunks had been committed")  # it has a new producer
         tail.count(len(tail.read(1.0)) + 100, alive=worker)
-        outsider = Producer({"bootstrap.servers": rig.servers, "transactional.id": f"{rig.group}-one"})
+        outsider = Producer({"bootstrap.servers": rig.servers, "transactional.id": f"{rig.group}:one"})
         outsider.init_transactions(20)
         assert worker.ended(20) == 1
     assert "another worker uses the transactional id" in worker.said()

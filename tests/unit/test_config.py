@@ -122,8 +122,8 @@ def test_the_new_group_protocol_goes_without_what_it_does_not_know() -> None:
 
 def test_the_transactional_id_is_stable_with_a_name_and_unique_without() -> None:
     named = settings(group_id="g", instance_name="w-0")
-    assert named.transactional_id == "g-w-0"
-    assert settings(group_id="g").transactional_id.startswith("g-")
+    assert named.transactional_id == "g:w-0"
+    assert settings(group_id="g").transactional_id.startswith("g:")
     assert settings(group_id="g").transactional_id != settings(group_id="h").transactional_id
 
 
