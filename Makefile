@@ -10,6 +10,8 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,\
 EVENTS ?= 2000
 BIN := .venv/bin
 READY := .venv/.ready
+# What is shown of pip's lines: downloads of 10 MB and more, the long last step, errors.
+PROGRESS := Downloading [^ ]+ \(([0-9]{2,}(\.[0-9]+)? M|[0-9.]+ G)B\)|Installing collected packages|^(ERROR|error).*
 
 help:  ## This list
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## */\t/' | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -44,6 +46,6 @@ $(READY): pyproject.toml requirements-dev.txt
 		echo "This Python cannot make virtual environments (on Debian: apt install python3-venv)"; exit 1; }
 	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off \
 		-c requirements-dev.txt -e '.[dev]' 2>&1 | tee .venv/install.log \
-		| awk '/Downloading.*[0-9][0-9] MB\)|^ERROR|^error/ {print "  " $$0; fflush()}' \
+		| { grep --line-buffered -oE '$(PROGRESS)' || true; } \
 		|| { tail -n 20 .venv/install.log; exit 1; }
 	@$(BIN)/consumer --version >/dev/null && touch $(READY)

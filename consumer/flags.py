@@ -43,7 +43,12 @@ def with_settings(only: Sequence[str] | None = None) -> Callable[[Callable[..., 
                     values[table] = _pairs(values[table], "-X" if table == "kafka" else "--option")
             if "task" in given:
                 values["task"] = given["task"]
-            return command(load(values, given.pop("config")), **given)
+            settings = load(values, given.pop("config"))
+            if settings.kafka:
+                from consumer.local.known import require_known
+
+                require_known(settings.kafka)
+            return command(settings, **given)
 
         called.__signature__ = signature.replace(  # type: ignore[attr-defined]
             parameters=[*own, _CONFIG, *flags]

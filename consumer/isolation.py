@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import logging
+import sysconfig
+import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from consumer.errors import BadRecord, Fatal, Retry
 from consumer.task import Item
 
-__all__ = ["as_item", "described", "isolate", "kind_of"]
+__all__ = ["as_item", "described", "isolate", "kind_of", "report"]
 
 log = logging.getLogger(__name__)
 
 _MAX_DETAIL = 1000
+_OURS = str(Path(__file__).parent)
+_PYTHON = sysconfig.get_path("stdlib")
+_PACKAGES = ("site-packages", "dist-packages")
 # How torch begins its messages.  Only the beginning counts, and only in a RuntimeError: what comes later, and what
 # other errors say, may quote a record, and a record must not be able to end the process.
 _NO_MEMORY = (
@@ -39,9 +45,39 @@ def kind_of(error: BaseException) -> Literal["memory", "broken", "item"]:
 
 
 def described(error: BaseException) -> str:
-    """Type and text of an error in one line of at most 1,000 characters, all of which can be written as UTF-8."""
-    text = f"{type(error).__name__}: {error}"[:_MAX_DETAIL]
+    """Type, text and place of an error in one line of at most 1,000 characters, all writable as UTF-8."""
+    where = _place(error)
+    text = f"{type(error).__name__}: {error}"[: _MAX_DETAIL - len(where)] + where
     return " ".join(text.encode("utf-8", "backslashreplace").decode().split())
+
+
+def report(stage: str, error: Exception) -> None:
+    """Log where a task failed, without what the error says: its text may quote the event."""
+    told = Exception(f"{type(error).__name__}; what it says stands in the dead letter")
+    # The stage is part of the text, not an argument: each stage is a kind of its own to the rate limit of the logs.
+    log.warning(f"the task fails in {stage}", exc_info=(Exception, told, error.__traceback__))
+
+
+def _place(error: BaseException) -> str:
+    """` (at FILE:LINE)` of the innermost frame of the user's code, else of an installed package, else nothing."""
+    found = ""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        installed = any(part in Path(frame.filename).parts for part in _PACKAGES)
+        if frame.filename.startswith((_OURS, "<")) or (frame.filename.startswith(_PYTHON) and not installed):
+            continue
+        place = f" (at {_short(frame.filename)}:{frame.lineno})"
+        if not installed:
+            return place
+        found = found or place
+    return found
+
+
+def _short(file: str) -> str:
+    """Its path from the current folder, where it lies in there."""
+    try:
+        return str(Path(file).relative_to(Path.cwd()))
+    except (ValueError, OSError):
+        return file
 
 
 def as_item(made: Any) -> Item | BadRecord:
@@ -94,8 +130,9 @@ def isolate(
             ) from error
         if kind == "memory":
             on_memory()
+        else:
+            report(stage, error)
         reason, detail = "out_of_memory" if kind == "memory" else f"{stage}_failed", described(error)
-        log.debug("%s of %d items failed", stage, len(items), exc_info=True)
     # Here the error is forgotten, and with it the frames that hold what the failed call had on the device: the halves
     # need that memory.
     if len(items) == 1:

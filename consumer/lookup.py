@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from consumer.codec import Schema, load_schema
 from consumer.config import Settings
+from consumer.errors import Fatal
+from consumer.exits import Exit
+from consumer.finish import PROVENANCE
 from consumer.registry import Registry
 from consumer.task import Task
 
-__all__ = ["registry_of", "schema_folders"]
+__all__ = ["event_schema", "registry_of", "result_schema", "schema_folders"]
 
 
 def registry_of(settings: Settings) -> Registry | None:
@@ -31,3 +36,22 @@ def schema_folders(settings: Settings, task: type[Task] | None = None) -> list[P
     """Folders to search before the shipped one; a task brings its schemas with it, beside its module."""
     file = getattr(sys.modules.get(task.__module__), "__file__", None) if task else None
     return [*map(Path, settings.schema_paths), *([Path(file).parent] if file else [])]
+
+
+def event_schema(name: str, folders: Sequence[Path]) -> Schema:
+    """The schema of an event.  Raises Fatal where there is none or no worker could use it."""
+    return _require(load_schema(name, folders), ("id",), "results name their event by it")
+
+
+def result_schema(name: str, folders: Sequence[Path]) -> Schema:
+    """The schema of a result.  Raises Fatal where there is none or no worker could use it."""
+    reason = "every result says which event it is about and which model made it"
+    return _require(load_schema(name, folders), PROVENANCE, reason)
+
+
+def _require(schema: Schema, fields: Sequence[str], reason: str) -> Schema:
+    """`schema`, if it has these fields: without them every single record would become a dead letter."""
+    missing = sorted(set(fields) - {field["name"] for field in schema.definition["fields"]})
+    if missing:
+        raise Fatal(f"schema {schema.name} has no field {', '.join(missing)}: {reason}", exit_code=Exit.USAGE)
+    return schema

@@ -99,7 +99,12 @@ class Metrics:
         self._ran = histogram("batch.run", "s", "time of one device call", SECONDS)
         self._commit = histogram("commit", "s", "begin to end of one transaction", SECONDS)
         self._commit_size = histogram("transaction.size", "{record}", "records in a transaction", SIZES)
-        self._latency = histogram("latency", "s", "record's time to its committed result", LATENCY_SECONDS)
+        self._latency = histogram(
+            "latency",
+            "s",
+            f"record's time to its committed result, of at most {MAX_LATENCY_SAMPLES} records a chunk",
+            LATENCY_SECONDS,
+        )
 
     def _observe(self, meter: Meter) -> None:
         def gauge(name: str, unit: str, text: str, now: Callable[[], Iterable[Observation]]) -> None:

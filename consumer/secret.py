@@ -12,7 +12,7 @@ from pydantic import SecretStr
 __all__ = ["is_secret", "read_secret", "reveal", "seal"]
 
 _SECRET_NAME = re.compile(
-    r"(^|[._-])(password|passwd|passphrase|secret|token|api[._-]?key|credentials?)$|key\.pem$|oauthbearer\.config$"
+    r"(^|[._-])(password|passwd|passphrase|secret|token|api[._-]?key|credentials?)$|key\.pem$|(oauthbearer|jaas)\.config$"
 )
 
 

@@ -7,18 +7,18 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from consumer.codec import Decoder, Encoder, Schema, load_older, load_schema
+from consumer.codec import Decoder, Encoder, load_older
 from consumer.config import Settings
 from consumer.deadletter import Letters
 from consumer.engine import choose_device
 from consumer.errors import Fatal
 from consumer.exits import Exit
-from consumer.finish import PROVENANCE, Finisher
-from consumer.lookup import registry_of, schema_folders
+from consumer.finish import Finisher
+from consumer.lookup import event_schema, registry_of, result_schema, schema_folders
 from consumer.ops.health import Health, HealthServer
 from consumer.task import Device, Task
 from consumer.tasks import load_task
@@ -36,6 +36,7 @@ def run(settings: Settings) -> int:
     """Run one worker; returns the exit code.  Raises Fatal and Retry for what ends it."""
     task = load_task(settings.task, settings.task_arguments())
     settings = settings.for_task(task)
+    settings.brokers()  # nothing must have begun where none are given
     telemetry = Telemetry.start(
         "stream-consumer",
         task.name,
@@ -68,13 +69,12 @@ def build(settings: Settings, task: Task, telemetry: Telemetry) -> Worker:
     """A worker for `task`; `settings` are complete (`Settings.for_task`).  Raises Fatal for what cannot work."""
     registry = registry_of(settings)
     folders = schema_folders(settings, type(task))
-    result = load_schema(task.result, folders)
-    _require(result, PROVENANCE, "every result says which event it is about and which model made it")
+    result = result_schema(task.result, folders)
     subject = f"{settings.output_topic}-value"
     schema_id = None if registry is None else registry.register(subject, result.text)
     decoders = {
         topic: Decoder(
-            _require(load_schema(name, folders), ("id",), "results name their event by it"),
+            event_schema(name, folders),
             load_older(name, folders),
             registry=registry,
             fields=task.fields,
@@ -91,14 +91,6 @@ def build(settings: Settings, task: Task, telemetry: Telemetry) -> Worker:
         choose_device=_chooser(settings, task),
         telemetry=telemetry,
     )
-
-
-def _require(schema: Schema, fields: Sequence[str], reason: str) -> Schema:
-    """`schema`, if it has these fields: without them every single record would become a dead letter."""
-    missing = sorted(set(fields) - {field["name"] for field in schema.definition["fields"]})
-    if missing:
-        raise Fatal(f"schema {schema.name} has no field {', '.join(missing)}: {reason}", exit_code=Exit.USAGE)
-    return schema
 
 
 def _events_by_topic(settings: Settings, task: Task) -> dict[str, str]:

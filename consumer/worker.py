@@ -10,6 +10,7 @@ all chunks before it have gone.
 
 from __future__ import annotations
 
+import gc
 import logging
 import queue
 import threading
@@ -42,6 +43,14 @@ log = logging.getLogger(__name__)
 _IDLE_S = 0.1
 _BUSY_S = 0.002
 _UNDER_WAY = 2  # batches: one runs, one is staged
+
+
+def _calm_garbage_collector() -> None:
+    """Look for cycles rarely, and not among what is loaded: thousands of events in flight and no cycle among them made
+    collections a sixth of all processor time (reference counts free the events at once, as ever)."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 class Worker:
@@ -117,6 +126,7 @@ class Worker:
         """
         self._engine.start()
         self.loaded = True
+        _calm_garbage_collector()
         self._sink.start()
         self._source.join(time.monotonic() + self._settings.startup_timeout_ms / 1000, stopping)
 

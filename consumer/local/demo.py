@@ -9,6 +9,7 @@ import itertools
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -17,11 +18,11 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from confluent_kafka import Consumer, Producer
+from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -34,15 +35,15 @@ from consumer.local.broken import broken_records
 from consumer.local.broker import EmbeddedBroker
 from consumer.local.child import Child, worker
 from consumer.local.ledger import Ledger, Sent
-from consumer.local.mails import LabelledEvent, spam_assassin
+from consumer.local.mails import LabelledEvent, corpus_tarball, spam_assassin
 from consumer.local.topics import TopicSpec, ensure_topics
 from consumer.text import held_out
 
 __all__ = ["run"]
 
 _PARTITIONS = 6
-_UNDER_WAY = 256
-"""E-mails on their way at once: enough to fill batches, few enough that latency shows the product and not a queue."""
+_UNDER_WAY = 64
+"""E-mails on their way at once: enough to fill batches, few enough that latency shows more than a queue."""
 _BROKEN_EVERY = 100
 _START_S = 120.0
 _QUIET_S = 30.0
@@ -56,23 +57,31 @@ class _Topics:
     dead_letters: str
 
 
-def run(*, events: int, forever: bool, bootstrap_servers: str | None = None) -> int:
-    """Show the demo; 0 when every event had exactly the outcome that it should have, else 1."""
+def run(
+    *,
+    events: int,
+    forever: bool,
+    bootstrap_servers: str | None = None,
+    seen: Callable[[Ledger, RenderableType], None] = lambda ledger, picture: None,
+) -> int:
+    """Show the demo; 0 when every event had exactly the outcome that it should have, else 1.
+
+    seen: called with the books and each picture of the live board.
+    """
     console = Console()
     ledger = Ledger()
     with ExitStack() as stack:
         stopping = stack.enter_context(_until_signal())
+        stack.enter_context(_without_echo())
         folder = Path(tempfile.mkdtemp(prefix="consumer-demo-"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        mails = _mails(console)
+        corpus_tarball(console)
         servers, where = bootstrap_servers, f"on {bootstrap_servers}"
         if servers is None:
             with console.status("starting Kafka"):
                 broker = stack.enter_context(EmbeddedBroker(console=console))
-            servers, where = (
-                broker.bootstrap_servers,
-                f"on an embedded Apache Kafka at {broker.bootstrap_servers}",
-            )
+            servers = broker.bootstrap_servers
+            where = f"on an embedded Apache Kafka at {servers}"
         topics = _topics(own=bootstrap_servers is None)
         ensure_topics(
             {"bootstrap.servers": servers},
@@ -80,34 +89,39 @@ def run(*, events: int, forever: bool, bootstrap_servers: str | None = None) -> 
         )
         port = _free_port()
         child = stack.enter_context(_start_worker(servers, topics, port, folder))
-        with console.status("loading the model"):
+        with console.status("reading the e-mails, loading the model"):
+            mails = _rounds(_unseen())
             _wait_ready(child, port, stopping)
         goal = None if forever else events
         reader = stack.enter_context(_thread(_read, servers, topics, ledger))
         writer = stack.enter_context(_thread(_write, servers, topics, mails, goal, ledger, stopping))
-        shown = partial(board, ledger, goal=goal, where=where)
         _watch(
             console,
             ledger,
-            shown,
+            partial(board, goal=goal, where=where, under_way=_UNDER_WAY),
             child,
             port,
             lambda: reader.is_alive() and (writer.is_alive() or ledger.open > 0),
+            seen,
         )
-    console.print(summary(ledger))
+    console.print(summary(ledger, under_way=_UNDER_WAY))
     return Exit.OK if ledger.clean else Exit.FATAL
 
 
-def _mails(console: Console) -> Iterator[LabelledEvent]:
-    """The held-out part of the corpus, round after round, each time under new ids."""
-    unseen = [
+def _unseen() -> list[LabelledEvent]:
+    """The part of the corpus that the model was not trained on."""
+    return [
         (event, label)
-        for event, label in spam_assassin(console=console)
+        for event, label in spam_assassin()
         if label is not None and held_out(event["subject"], event["body"])
     ]
-    for round_number in itertools.count():
-        for event, label in unseen:
-            yield {**event, "id": f"{event['id']}-{round_number}"}, label
+
+
+def _rounds(mails: list[LabelledEvent]) -> Iterator[LabelledEvent]:
+    """`mails` again and again, each time under new ids."""
+    for number in itertools.count():
+        for event, label in mails:
+            yield {**event, "id": f"{event['id']}-{number}"}, label
 
 
 def _topics(*, own: bool) -> _Topics:
@@ -191,11 +205,16 @@ def _read(servers: str, topics: _Topics, ledger: Ledger, quit: threading.Event) 
             "group.id": f"demo-reader-{uuid.uuid4().hex[:8]}",
             "isolation.level": "read_committed",
             "log_level": 0,
-            "auto.offset.reset": "earliest",
             "enable.auto.commit": False,
         }
     )
-    consumer.subscribe([topics.verdicts, topics.dead_letters])
+    consumer.assign(
+        [
+            TopicPartition(topic, partition, OFFSET_BEGINNING)
+            for topic in (topics.verdicts, topics.dead_letters)
+            for partition in range(_PARTITIONS)
+        ]
+    )
     decode = Decoder(load_schema("spam_verdict")).decode_many
     while not quit.is_set():
         record = consumer.poll(0.1)
@@ -211,54 +230,95 @@ def _read(servers: str, topics: _Topics, ledger: Ledger, quit: threading.Event) 
             raise Fatal(f"a verdict cannot be read: {verdict}")
         model = f"{verdict['model']} {verdict['model_version']}"
         spam = verdict["label"] == "spam"
-        ledger.result(verdict["event_id"], verdict["probability"], spam, model, time.monotonic())
+        ledger.result(
+            verdict["event_id"],
+            verdict["probability"],
+            verdict["threshold"],
+            spam,
+            model,
+            time.monotonic(),
+        )
     consumer.close()
 
 
 def _watch(
     console: Console,
     ledger: Ledger,
-    shown: Callable[[Pulse], RenderableType],
+    shown: Callable[..., RenderableType],
     child: Child,
     port: int,
     going: Callable[[], bool],
+    seen: Callable[[Ledger, RenderableType], None],
 ) -> None:
-    """Show the board until everything is done or nothing moves any more."""
-    sent = done = 0
-    batches = transactions = (0.0, 0.0)
-    pulse, at_s, moved_s = Pulse(), time.monotonic(), time.monotonic()
-    with Live(shown(pulse), console=console, refresh_per_second=8) as live:
+    """Show the board until everything is done or nothing moves any more; it ends on the numbers of the whole."""
+    meter = _Meter(ledger, port)
+    pulse, done, moved_s = Pulse(), 0, time.monotonic()
+    with Live(shown(ledger, pulse), console=console, refresh_per_second=8) as live:
         while going():
             child.require_alive()
             time.sleep(0.1)
             now_s = time.monotonic()
-            if now_s - at_s >= 1.0:
-                span, previous = now_s - at_s, (batches, transactions)
-                batches, transactions = _scrape(port)
-                pulse = Pulse(
-                    events=(ledger.total - sent) / span,
-                    results=(ledger.settled - done) / span,
-                    batch_size=_mean(previous[0], batches),
-                    transaction_size=_mean(previous[1], transactions),
-                    lag=ledger.open,
-                )
-                moved_s = now_s if ledger.settled > done else moved_s
-                sent, done, at_s = ledger.total, ledger.settled, now_s
+            if now_s - meter.at_s >= 1.0:
+                pulse = meter.read(now_s)
+            if ledger.settled > done:
+                done, moved_s = ledger.settled, now_s
             if now_s - moved_s > _QUIET_S:
                 raise Fatal(
                     f"no result for {_QUIET_S:.0f} s; the worker's log ends with:\n{child.log_tail()}"
                 )
-            live.update(shown(pulse))
+            picture = shown(ledger, pulse)
+            seen(ledger, picture)
+            live.update(picture)
+        below = len(console.render_lines(summary(ledger, under_way=_UNDER_WAY), pad=False))
+        live.update(shown(ledger, meter.whole(), whole=True, height=console.height - below - 1))
 
 
-def _scrape(port: int) -> tuple[tuple[float, float], tuple[float, float]]:
-    """(sum, count) of the worker's batch sizes and transaction sizes so far."""
+_Sizes = tuple[float, float]
+"""(sum, count) of a histogram."""
+_NONE: tuple[_Sizes, _Sizes] = ((0.0, 0.0), (0.0, 0.0))
+
+
+@dataclass(slots=True)
+class _Meter:
+    """What happened since the last reading."""
+
+    ledger: Ledger
+    port: int
+    at_s: float = field(default_factory=time.monotonic)
+    sent: int = 0
+    done: int = 0
+    sizes: tuple[_Sizes, _Sizes] = _NONE
+    pulse: Pulse = Pulse()
+
+    def read(self, now_s: float) -> Pulse:
+        """Rates since the last reading; mean sizes as they were where there was no batch since."""
+        span, before = now_s - self.at_s, self.sizes
+        self.sizes = _scrape(self.port) or before
+        sent, done = self.ledger.total, self.ledger.settled
+        self.pulse = Pulse(
+            events=(sent - self.sent) / span,
+            results=(done - self.done) / span,
+            batch_size=_mean(before[0], self.sizes[0]) or self.pulse.batch_size,
+            transaction_size=_mean(before[1], self.sizes[1]) or self.pulse.transaction_size,
+        )
+        self.sent, self.done, self.at_s = sent, done, now_s
+        return self.pulse
+
+    def whole(self) -> Pulse:
+        """Rates and means from the first event to now."""
+        batches, transactions = _scrape(self.port) or self.sizes
+        rate = self.ledger.rate
+        return Pulse(rate, rate, _mean(_NONE[0], batches), _mean(_NONE[1], transactions))
+
+
+def _scrape(port: int) -> tuple[_Sizes, _Sizes] | None:
+    """The worker's batch sizes and transaction sizes so far; None when it does not answer."""
     found: dict[str, float] = {}
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=2) as page:
             text = page.read().decode()
     except (OSError, TimeoutError):
-        return (0.0, 0.0), (0.0, 0.0)
+        return None
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             found[sample.name] = found.get(sample.name, 0.0) + sample.value
@@ -269,9 +329,9 @@ def _scrape(port: int) -> tuple[tuple[float, float], tuple[float, float]]:
     )
 
 
-def _mean(before: tuple[float, float], after: tuple[float, float]) -> float:
+def _mean(before: _Sizes, after: _Sizes) -> float | None:
     count = after[1] - before[1]
-    return (after[0] - before[0]) / count if count > 0 else 0.0
+    return (after[0] - before[0]) / count if count > 0 else None
 
 
 def _free_port() -> int:
@@ -293,6 +353,26 @@ def _until_signal() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _without_echo() -> Iterator[None]:
+    """Ctrl-C leaves no ^C on the terminal, where it would push the board down by a line."""
+    try:
+        import termios
+
+        terminal = sys.stdin.fileno()
+        before = termios.tcgetattr(terminal)
+    except (ImportError, OSError, ValueError, termios.error):
+        yield
+        return
+    quiet = list(before)
+    quiet[3] &= ~termios.ECHOCTL
+    termios.tcsetattr(terminal, termios.TCSADRAIN, quiet)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
 
 
 @contextmanager

@@ -25,9 +25,16 @@ class Verdict:
 
     subject: str
     probability: float
+    threshold: float
+    """Probability from which on an e-mail is called spam."""
     spam: bool
-    right: bool
+    truth: bool
+    """Whether it is spam."""
     model: str
+
+    @property
+    def right(self) -> bool:
+        return self.spam is self.truth
 
 
 @dataclass(slots=True)
@@ -49,9 +56,11 @@ class Ledger:
     good_mails: int = 0
     false_alarms: int = 0
     latencies_s: deque[float] = field(default_factory=lambda: deque(maxlen=100_000))
-    latest: deque[Verdict] = field(default_factory=lambda: deque(maxlen=8))
-    first_s: float = 0.0
+    latest: deque[Verdict] = field(default_factory=lambda: deque(maxlen=32))
+    first_s: float | None = None
+    """When the first event was sent."""
     last_s: float = 0.0
+    """When the last outcome became visible."""
     total: int = 0
     """Events sent."""
     settled: int = 0
@@ -63,6 +72,7 @@ class Ledger:
 
     def send(self, event_id: str, sent: Sent) -> None:
         self.sent[event_id] = sent
+        self.first_s = sent.at_s if self.first_s is None else self.first_s
         self.total += 1
         self.broken += sent.label is None
         if len(self.sent) > _REMEMBERED:
@@ -74,7 +84,9 @@ class Ledger:
             if self.outcomes.pop(event_id, 0):
                 del self.sent[event_id]
 
-    def result(self, event_id: str, probability: float, spam: bool, model: str, now_s: float) -> None:
+    def result(
+        self, event_id: str, probability: float, threshold: float, spam: bool, model: str, now_s: float
+    ) -> None:
         """A verdict became visible."""
         sent = self._outcome(event_id, now_s)
         if sent is None:
@@ -86,7 +98,7 @@ class Ledger:
         self.right += sent.label is spam
         self.good_mails += not sent.label
         self.false_alarms += spam and not sent.label
-        self.latest.appendleft(Verdict(sent.subject, probability, spam, sent.label is spam, model))
+        self.latest.appendleft(Verdict(sent.subject, probability, threshold, spam, sent.label, model))
 
     def dead(self, event_id: str, reason: str, now_s: float) -> None:
         """A dead letter became visible."""
@@ -101,7 +113,6 @@ class Ledger:
             self.strangers += 1
             return None
         self.outcomes[event_id] += 1
-        self.first_s = self.first_s or now_s
         self.last_s = now_s
         if self.outcomes[event_id] == 1:
             self.settled += 1
@@ -122,9 +133,10 @@ class Ledger:
 
     @property
     def rate(self) -> float:
-        """Outcomes a second between the first and the last."""
-        span = self.last_s - self.first_s
-        return (self.settled - 1) / span if span > 0 else 0.0
+        """Outcomes a second from the first event sent to the last outcome; nan before the first outcome."""
+        if self.first_s is None or self.last_s <= self.first_s:
+            return float("nan")
+        return self.settled / (self.last_s - self.first_s)
 
 
 def quantile(values: list[float], share: float) -> float:

@@ -20,6 +20,7 @@ from typing import Any
 from rich.console import Console
 
 from consumer.errors import Fatal
+from consumer.exits import Exit
 from consumer.local.cache import cache_dir, verified
 from consumer.local.mime import MAX_TEXT_CHARS, event_of
 from consumer.records import Event
@@ -53,14 +54,16 @@ def spam_assassin(
 def from_mbox(path: str | Path, *, max_text_chars: int = MAX_TEXT_CHARS) -> Iterator[LabelledEvent]:
     """The mails of an mbox file. Raises Fatal when there is none."""
     if not Path(path).is_file():
-        raise Fatal(f"There is no mbox file at {path}. Name the file that holds the mails.")
+        raise Fatal(
+            f"There is no mbox file at {path}. Name the file that holds the mails.", exit_code=Exit.USAGE
+        )
     return _own(mailbox.mbox(path, create=False), max_text_chars)
 
 
 def from_maildir(path: str | Path, *, max_text_chars: int = MAX_TEXT_CHARS) -> Iterator[LabelledEvent]:
     """The mails of a Maildir folder. Raises Fatal when it is not one."""
     if not all(Path(path, part).is_dir() for part in ("cur", "new")):
-        raise Fatal(f"{path} is not a Maildir: it lacks the folders `cur` and `new`.")
+        raise Fatal(f"{path} is not a Maildir: it lacks the folders `cur` and `new`.", exit_code=Exit.USAGE)
     return _own(mailbox.Maildir(path, create=False), max_text_chars)
 
 
@@ -73,7 +76,7 @@ def from_avro(path: str | Path) -> Iterator[LabelledEvent]:
     from consumer.codec import read_container
 
     if not Path(path).is_file():
-        raise Fatal(f"There is no Avro file at {path}.")
+        raise Fatal(f"There is no Avro file at {path}.", exit_code=Exit.USAGE)
     for row in read_container(Path(path)):
         missing = {"id", "subject", "body"} - row.keys()
         if missing:

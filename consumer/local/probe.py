@@ -141,9 +141,9 @@ def _metadata(settings: Settings, admin: AdminClient, seen: list[KafkaError]) ->
         except KafkaException as error:
             admin.poll(0)  # delivers the reasons
             if time.monotonic() > deadline or any(one.code() in _REMEDIES for one in seen):
-                raise _translated(
-                    error, seen, f"no broker at {settings.bootstrap_servers} lets us in"
-                ) from error
+                refused = any(one.code() in _REMEDIES for one in (error.args[0], *seen))
+                what = "lets us in" if refused else "answers"
+                raise _translated(error, seen, f"no broker at {settings.bootstrap_servers} {what}") from error
 
 
 def _translated(error: KafkaException, seen: Sequence[KafkaError], what: str) -> ConsumerError:

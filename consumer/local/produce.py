@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -16,8 +16,7 @@ from consumer.config import Settings
 from consumer.errors import BadRecord, Fatal, Retry
 from consumer.exits import Exit
 from consumer.local import mails
-from consumer.local.topics import TopicSpec, ensure_topics
-from consumer.local.wanted import PARTITIONS
+from consumer.local.topics import describe_topics
 from consumer.lookup import registry_of, schema_folders
 from consumer.records import Event
 
@@ -30,7 +29,10 @@ _FLUSH_S = 30.0
 def emails(
     *, mbox: Path | None = None, maildir: Path | None = None, avro: Path | None = None
 ) -> Iterator[Event]:
-    """E-mails from one of the places, else from the public SpamAssassin corpus.  Raises Fatal for more than one."""
+    """E-mails from one of the places, else from the public SpamAssassin corpus.
+
+    Raises Fatal for more than one place, and for one that is not there or has no mail in it.
+    """
     if sum(place is not None for place in (mbox, maildir, avro)) > 1:
         raise Fatal("name one of --mbox, --maildir and --avro", exit_code=Exit.USAGE)
     if mbox is not None:
@@ -41,7 +43,10 @@ def emails(
         labelled = mails.from_avro(avro)
     else:
         labelled = mails.spam_assassin(console=Console(stderr=True))
-    return (event for event, _ in labelled)
+    first = next(labelled, None)
+    if first is None:
+        raise Fatal(f"no mail found in {mbox or maildir or avro}", exit_code=Exit.USAGE)
+    return (event for event, _ in chain([first], labelled))
 
 
 def produce(
@@ -54,16 +59,22 @@ def produce(
     count: int | None = None,
     rate_per_s: float | None = None,
 ) -> int:
-    """Send `events`; returns how many are in the topic, which is made where it is missing.
+    """Send `events`; returns how many are in the topic.
 
-    The key is the sender's where there is one, so that the events of one sender stay in order.  Raises Fatal for an
-    event that does not fit the schema, Retry when the brokers do not take everything.
+    The key is the sender's where there is one, so that the events of one sender stay in order.  Raises Fatal for a
+    topic that is not there and for an event that does not fit the schema, Retry when the brokers do not take all.
     """
+    if describe_topics(settings.admin_conf(), [topic])[topic] is None:
+        # Sending to it would make it, with the brokers' defaults, where they are set up to do so.
+        raise Fatal(
+            f"topic {topic} does not exist: make the topics of the task that reads it (consumer topics create TASK), "
+            "or correct the name",
+            exit_code=Exit.USAGE,
+        )
     schema = load_schema(schema_name, schema_folders(settings))
     registry = registry_of(settings)
     schema_id = None if registry is None else registry.register(f"{topic}-value", schema.text)
     encoder = Encoder(schema, schema_id=schema_id)
-    ensure_topics(settings.admin_conf(), [TopicSpec(topic, PARTITIONS)])
     failed: list[KafkaError] = []
 
     def delivered(error: KafkaError | None, _: Message) -> None:
@@ -120,5 +131,6 @@ def _paced(events: Iterable[Event], rate_per_s: float | None) -> Iterator[Event]
 
 
 def _progress() -> Progress:
+    console = Console(stderr=True)
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

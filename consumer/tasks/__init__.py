@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from consumer.errors import ConsumerError, Fatal
 from consumer.exits import Exit
+from consumer.isolation import described
 from consumer.task import Task
 
 __all__ = ["SHIPPED", "find_task", "load_task"]
@@ -18,6 +20,7 @@ __all__ = ["SHIPPED", "find_task", "load_task"]
 SHIPPED: Mapping[str, str] = {"spam": "consumer.tasks.spam:SpamTask"}
 """Name -> where it is; a task's module, and with it torch, is imported only when that task is asked for."""
 
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")
 _WANTED = {
     "name": "a short word such as 'shout'",
     "events": "a tuple of the names of event schemas such as ('email',)",
@@ -40,7 +43,7 @@ def load_task(spec: str, options: Mapping[str, Any] | None = None) -> Task:
         given = ", ".join(options or {}) or "none"
         raise _unusable(spec, f"its constructor refused the options (given: {given}): {error}") from error
     except Exception as error:
-        raise _unusable(spec, f"its constructor failed: {type(error).__name__}: {error}") from error
+        raise _unusable(spec, f"its constructor failed: {described(error)}") from error
 
 
 def find_task(spec: str) -> type[Task]:
@@ -56,7 +59,7 @@ def find_task(spec: str) -> type[Task]:
     for part in class_name.split("."):
         found = getattr(found, part, None)
     if found is None:
-        ours = sorted(n for n, c in vars(module).items() if _is_task(c) and c is not Task)
+        ours = sorted(n for n, c in vars(module).items() if _is_task(c) and c.__module__ == module.__name__)
         there = f"; there are: {', '.join(ours)}" if ours else ""
         raise _unusable(spec, f"{module.__file__ or module_name} has no {class_name}{there}")
     if not _is_task(found):
@@ -83,7 +86,7 @@ def _import(spec: str, module_name: str) -> ModuleType:
             "'stream-consumer[models]')",
         ) from error
     except Exception as error:
-        raise _unusable(spec, f"importing {module_name} failed: {type(error).__name__}: {error}") from error
+        raise _unusable(spec, f"importing {module_name} failed: {described(error)}") from error
 
 
 def _is_task(found: Any) -> bool:
@@ -94,6 +97,13 @@ def _check(spec: str, task_class: type[Task]) -> None:
     missing = [f"{name} ({what})" for name, what in _WANTED.items() if not hasattr(task_class, name)]
     if missing:
         raise _unusable(spec, f"{task_class.__name__} does not say {'; '.join(missing)}")
+    name: Any = task_class.name
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise _unusable(
+            spec,
+            f"name is {name!r}; topics and the group are named after it, so it may only have letters, digits, dots, "
+            "underscores and dashes, 200 at most",
+        )
     events: Any = task_class.events
     if not isinstance(events, tuple) or not all(isinstance(each, str) for each in events):
         raise _unusable(spec, f"events must be {_WANTED['events']}; it is {events!r}")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
-from consumer.errors import BadRecord
+from consumer.errors import BadRecord, Fatal
+from consumer.exits import Exit
 from consumer.models.minilm import PAD
-from consumer.models.spam import ENCODER_IDS, load_spam
+from consumer.models.spam import ENCODER_IDS, WEIGHTS, load_spam
 from consumer.models.tokens import MAX_IDS, Ids, encode
 from consumer.records import Event
 from consumer.task import Budget, Item
@@ -39,10 +41,15 @@ class SpamTask(TorchTask):
         "headers": {"mime-version": "1.0"},
     }
 
+    def __init__(self, threshold: float | str | None = None, weights: str | Path = WEIGHTS) -> None:
+        """`threshold` replaces the one of the model card; `weights` is a folder that `consumer train spam` wrote."""
+        self._wanted = None if threshold is None else _share(threshold)
+        self._weights = Path(weights)
+
     def build(self, device: torch.device) -> None:
-        loaded = load_spam()
+        loaded = load_spam(self._weights)
         self._model = loaded.model.to(device)
-        self._threshold = loaded.threshold
+        self._threshold = loaded.threshold if self._wanted is None else self._wanted
         self.version = loaded.version
 
     def prepare(self, events: Sequence[Event], recalled: Sequence[Any]) -> Sequence[Item | BadRecord]:
@@ -67,3 +74,15 @@ class SpamTask(TorchTask):
     def finish(self, event: Event, output: float, state: Mapping[str, Any]) -> Event:
         label = "spam" if output >= self._threshold else "ham"
         return {"label": label, "probability": output, "threshold": self._threshold}
+
+
+def _share(threshold: float | str) -> float:
+    try:
+        share = float(threshold)
+    except ValueError:
+        share = -1.0
+    if not 0.0 < share < 1.0:
+        raise Fatal(
+            f"option threshold is {threshold!r}: it must be a number between 0 and 1", exit_code=Exit.USAGE
+        )
+    return share

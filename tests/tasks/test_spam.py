@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from consumer.errors import Fatal
 from consumer.models.minilm import CLS, PAD, SEP
 from consumer.models.spam import ENCODER_IDS, HASH_BITS, WEIGHTS, buckets
 from consumer.records import Event
@@ -141,3 +142,22 @@ def test_loading_imports_no_heavy_library() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_another_threshold_changes_the_label_and_nothing_else() -> None:
+    task = SpamTask(threshold="0.0001")
+    task.load(Device())
+    (made,) = task.prepare([task.example], [None])
+    assert isinstance(made, Item)
+    (probability,) = task.run([made.value])
+    assert task.finish(task.example, probability, {}) == {
+        "label": "spam",
+        "probability": probability,
+        "threshold": 0.0001,
+    }
+
+
+@pytest.mark.parametrize("threshold", ["much", "0", "1", "1.5", "-0.1", "nan"])
+def test_a_threshold_that_is_none_is_refused(threshold: str) -> None:
+    with pytest.raises(Fatal, match="between 0 and 1"):
+        SpamTask(threshold=threshold)
