@@ -18,12 +18,11 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
-from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console, RenderableType
 from rich.live import Live
 
@@ -36,13 +35,14 @@ from consumer.local.broker import EmbeddedBroker
 from consumer.local.child import Child, worker
 from consumer.local.ledger import Ledger, Sent
 from consumer.local.mails import LabelledEvent, corpus_tarball, spam_assassin
+from consumer.local.meter import Meter
 from consumer.local.topics import TopicSpec, ensure_topics
 from consumer.text import held_out
 
-__all__ = ["run"]
+__all__ = ["UNDER_WAY", "run"]
 
 _PARTITIONS = 6
-_UNDER_WAY = 64
+UNDER_WAY = 64
 """E-mails on their way at once: enough to fill batches, few enough that latency shows more than a queue."""
 _BROKEN_EVERY = 100
 _START_S = 120.0
@@ -98,13 +98,13 @@ def run(
         _watch(
             console,
             ledger,
-            partial(board, goal=goal, where=where, under_way=_UNDER_WAY),
+            partial(board, goal=goal, where=where, under_way=UNDER_WAY),
             child,
             port,
             lambda: reader.is_alive() and (writer.is_alive() or ledger.open > 0),
             seen,
         )
-    console.print(summary(ledger, under_way=_UNDER_WAY))
+    console.print(summary(ledger, under_way=UNDER_WAY))
     return Exit.OK if ledger.clean else Exit.FATAL
 
 
@@ -181,7 +181,7 @@ def _write(
     for number, (event, label) in enumerate(itertools.chain([first], mails)):
         if number == goal:
             break
-        while ledger.open >= _UNDER_WAY and not quit.wait(0.002):
+        while ledger.open >= UNDER_WAY and not quit.wait(0.002):
             producer.poll(0)
         if quit.is_set() or stopping.is_set():
             break
@@ -251,7 +251,7 @@ def _watch(
     seen: Callable[[Ledger, RenderableType], None],
 ) -> None:
     """Show the board until everything is done or nothing moves any more; it ends on the numbers of the whole."""
-    meter = _Meter(ledger, port)
+    meter = Meter(ledger, port)
     pulse, done, moved_s = Pulse(), 0, time.monotonic()
     with Live(shown(ledger, pulse), console=console, refresh_per_second=8) as live:
         while going():
@@ -269,69 +269,8 @@ def _watch(
             picture = shown(ledger, pulse)
             seen(ledger, picture)
             live.update(picture)
-        below = len(console.render_lines(summary(ledger, under_way=_UNDER_WAY), pad=False))
+        below = len(console.render_lines(summary(ledger, under_way=UNDER_WAY), pad=False))
         live.update(shown(ledger, meter.whole(), whole=True, height=console.height - below - 1))
-
-
-_Sizes = tuple[float, float]
-"""(sum, count) of a histogram."""
-_NONE: tuple[_Sizes, _Sizes] = ((0.0, 0.0), (0.0, 0.0))
-
-
-@dataclass(slots=True)
-class _Meter:
-    """What happened since the last reading."""
-
-    ledger: Ledger
-    port: int
-    at_s: float = field(default_factory=time.monotonic)
-    sent: int = 0
-    done: int = 0
-    sizes: tuple[_Sizes, _Sizes] = _NONE
-    pulse: Pulse = Pulse()
-
-    def read(self, now_s: float) -> Pulse:
-        """Rates since the last reading; mean sizes as they were where there was no batch since."""
-        span, before = now_s - self.at_s, self.sizes
-        self.sizes = _scrape(self.port) or before
-        sent, done = self.ledger.total, self.ledger.settled
-        self.pulse = Pulse(
-            events=(sent - self.sent) / span,
-            results=(done - self.done) / span,
-            batch_size=_mean(before[0], self.sizes[0]) or self.pulse.batch_size,
-            transaction_size=_mean(before[1], self.sizes[1]) or self.pulse.transaction_size,
-        )
-        self.sent, self.done, self.at_s = sent, done, now_s
-        return self.pulse
-
-    def whole(self) -> Pulse:
-        """Rates and means from the first event to now."""
-        batches, transactions = _scrape(self.port) or self.sizes
-        rate = self.ledger.rate
-        return Pulse(rate, rate, _mean(_NONE[0], batches), _mean(_NONE[1], transactions))
-
-
-def _scrape(port: int) -> tuple[_Sizes, _Sizes] | None:
-    """The worker's batch sizes and transaction sizes so far; None when it does not answer."""
-    found: dict[str, float] = {}
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=2) as page:
-            text = page.read().decode()
-    except (OSError, TimeoutError):
-        return None
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            found[sample.name] = found.get(sample.name, 0.0) + sample.value
-    size, transaction = "consumer_batch_size", "consumer_transaction_size"
-    return (
-        (found.get(f"{size}_sum", 0.0), found.get(f"{size}_count", 0.0)),
-        (found.get(f"{transaction}_sum", 0.0), found.get(f"{transaction}_count", 0.0)),
-    )
-
-
-def _mean(before: _Sizes, after: _Sizes) -> float | None:
-    count = after[1] - before[1]
-    return (after[0] - before[0]) / count if count > 0 else None
 
 
 def _free_port() -> int:

@@ -172,6 +172,18 @@ def test_an_example_that_is_no_event_is_named(
     assert "example is not an event of click" in findings["schemas"].detail
 
 
+def test_a_result_that_does_not_fit_its_schema_is_named(
+    healthy: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "from consumer.tasks.click_scores import ClickScores\nclass Misfit(ClickScores):\n"
+    text += "    def run(self, items):\n        return [{'nonsense': 1} for _ in items]\n"
+    (tmp_path / "misfit_task.py").write_text(text, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    finding = by_name(examine(changed(healthy, task="misfit_task:Misfit")))["example"]
+    assert finding.state == "fail"
+    assert "fails in encode" in finding.detail and "nonsense" in finding.detail
+
+
 def test_the_command_prints_json_and_ends_with_0_or_1(healthy: Settings) -> None:
     flags = [
         "--bootstrap-servers",

@@ -18,6 +18,7 @@ from consumer.config import Settings
 from consumer.errors import Fatal
 from consumer.exits import Exit
 from consumer.local.produce import emails, produce
+from consumer.local.topics import describe_topics
 from tests.waiting import wait_until
 
 
@@ -94,10 +95,24 @@ def test_one_place_of_mails_at_a_time(tmp_path: Path) -> None:
     assert refused.value.exit_code == Exit.USAGE
 
 
-def test_the_command_makes_the_topic_and_sends_an_avro_file(
-    settings: Settings, unique_name: Callable[[str], str], tmp_path: Path
+def test_a_place_without_mail_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty.mbox").touch()
+    with pytest.raises(Fatal, match=r"no mail found in .*empty\.mbox") as refused:
+        emails(mbox=tmp_path / "empty.mbox")
+    assert refused.value.exit_code == Exit.USAGE
+
+
+def test_a_topic_that_is_not_there_is_not_made(settings: Settings, unique_name: Callable[[str], str]) -> None:
+    topic = unique_name("typo")
+    with pytest.raises(Fatal, match="does not exist: make the topics"):
+        produce(settings, topic, "email", [mail(0)])
+    assert describe_topics(settings.admin_conf(), [topic]) == {topic: None}
+
+
+def test_the_command_sends_an_avro_file(
+    settings: Settings, topic_factory: Callable[..., str], tmp_path: Path
 ) -> None:
-    topic, file = unique_name("emails"), tmp_path / "mails.avro"
+    topic, file = topic_factory("emails"), tmp_path / "mails.avro"
     write_container(file, load_schema("email"), islice(map(mail, range(100)), 5))
     command = [sys.executable, "-m", "consumer", "produce", "emails", "--avro", str(file), "--topic", topic]
     command += ["--bootstrap-servers", settings.brokers()]

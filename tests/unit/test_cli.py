@@ -19,6 +19,7 @@ from consumer import cli
 from consumer.config import Settings
 from consumer.errors import Fatal, Retry
 from consumer.exits import Exit
+from consumer.local.known import COMMON, require_known
 
 COMMANDS = [
     ["run"], ["check"], ["config"], ["demo"], ["broker"], ["produce", "emails"], ["topics", "create"],
@@ -136,6 +137,10 @@ def test_the_settings_file_is_read(consumer: Consumer, served: list[Settings], t
         (["run", "spam", "--gather-ms", "soon"], "gather_ms 'soon' (from flag)"),
         (["run", "spam", "-X", "acks=1"], "acks=1 is refused"),
         (["run", "spam", "-X", "acks"], "key=value"),
+        (["run", "spma"], "there is none of that name"),
+        (["run", "spam", "-X", "sasl.pasword=x"], "did you mean sasl.password?"),
+        (["config", "-X", "foo.bar=1"], "unknown Kafka property foo.bar"),
+        (["config", "-X", "linger.ms=x"], "Kafka property linger.ms: Invalid value"),
         (["run", "spam", "--no-such-flag"], "No such option"),
         (["config", "no_such_task"], "Shipped: spam"),
         (["train", "no_such_task"], "only shipped tasks can be trained"),
@@ -171,6 +176,24 @@ def test_our_errors_become_a_message_and_their_exit_code(
     assert code == expected
     assert out == ""
     assert err.strip() == f"error: {error}"
+
+
+def test_a_missing_package_is_named_with_the_extra_that_brings_it(
+    consumer: Consumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ModuleNotFoundError("No module named 'psutil.x'", name="psutil.x")
+
+    monkeypatch.setattr(cli, "effective", fail)
+    code, _, err = consumer("config")
+    assert code == Exit.FATAL
+    assert err.strip() == "error: this needs the package psutil: pip install 'stream-consumer[local]'"
+
+
+def test_the_names_that_are_suggested_are_known_to_the_library() -> None:
+    with pytest.raises(Fatal) as refused:
+        require_known({"no.such.name": "", **dict.fromkeys(COMMON, "x")})
+    assert str(refused.value).count("unknown Kafka property") == 1
 
 
 def test_config_shows_where_values_come_from_and_no_secret(

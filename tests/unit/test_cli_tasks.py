@@ -49,6 +49,9 @@ class NoEvents(Shout):
 class TextExample(Shout):
     example = "{}"
 
+class BadName(Shout):
+    name = "bad name!"
+
 class NoTask:
     pass
 
@@ -91,13 +94,14 @@ def test_a_task_in_the_current_folder_is_found_and_gets_its_options(module: Call
 @pytest.mark.parametrize(
     ("name", "complaint"),
     [
-        ("Whisper", "has no Whisper; there are: Nameless, NoEvents, NoRun, Shout"),
+        ("Whisper", "has no Whisper; there are: BadName, Nameless, NoEvents, NoRun, Shout"),
         ("NoTask", "not a class that inherits from consumer.task.Task"),
         ("shout", "not a class that inherits from consumer.task.Task"),
         ("Nameless", "does not say name"),
         ("NoRun", "has no run(self, items)"),
         ("TextEvents", "events must be a tuple"),
         ("NoEvents", "events is empty"),
+        ("BadName", "it may only have letters, digits"),
         ("TextExample", "example must be one event as a dict; it is a str"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -41,7 +42,8 @@ def test_exactly_the_poison_is_rejected_and_order_is_kept(count: int, poison: se
     for item, output in zip(items, outputs, strict=True):
         if item in poison:
             assert isinstance(output, BadRecord)
-            assert (output.reason, output.detail, output.stage) == ("run_failed", "ValueError: bad", "run")
+            assert (output.reason, output.stage) == ("run_failed", "run")
+            assert re.fullmatch(r"ValueError: bad \(at .*test_isolation\.py:\d+\)", output.detail)
         else:
             assert output == 2 * item
 
@@ -220,3 +222,11 @@ def test_what_prepare_makes_is_checked_against_the_contract() -> None:
         assert isinstance(bad, BadRecord)
         assert (bad.reason, bad.stage) == ("prepare_failed", "prepare")
         assert bad.detail.startswith(why)
+
+
+def test_a_failure_is_logged_with_its_place_and_without_its_text(caplog: pytest.LogCaptureFixture) -> None:
+    isolate(poisoned_by({0}, lambda: ValueError("dear customer")), [0], stage="prepare")
+    (line,) = caplog.records
+    assert line.getMessage() == "the task fails in prepare"
+    assert "test_isolation.py" in caplog.text and "ValueError" in caplog.text
+    assert "dear customer" not in caplog.text
