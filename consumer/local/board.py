@@ -8,7 +8,6 @@ from typing import Any
 
 from rich import box
 from rich.console import Group, RenderableType
-from rich.padding import Padding
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -65,8 +64,8 @@ def board(
     )
     parts: list[RenderableType] = [numbers]
     if goal is not None:
-        bar = ProgressBar(total=goal, completed=min(goal, ledger.settled))
-        parts.append(Padding(bar, 0))  # which ends the line; without it what follows is swallowed
+        parts.append(ProgressBar(total=goal, completed=min(goal, ledger.settled)))
+        parts.append(Text())  # ends the bar's line, which would swallow the next one
     parts.append(_verdicts(ledger, max(_FEWEST_ROWS, min(_MOST_ROWS, height - _FRAME_LINES))))
     dead = f"dead letters: {sum(ledger.reasons.values()):,}  {_reasons(ledger)}"
     parts.append(Text(dead, style="yellow", no_wrap=True, overflow="ellipsis"))
