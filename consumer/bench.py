@@ -113,9 +113,9 @@ def _overhead(bench: Bench) -> Figures:
     }
 
 
-def _clicks_topic(bench: Bench) -> tuple[str, int]:
+def _clicks_topic(bench: Bench, times: int = 1) -> tuple[str, int]:
     """A topic with clicks, and how many."""
-    count = int(bench.seconds * _CLICKS_PER_S)
+    count = int(times * bench.seconds * _CLICKS_PER_S)
     bench.say(f"sending {count:,} clicks")
     topic = make_topic(bench.servers, "bench-clicks", _PARTITIONS)
     fill(bench.servers, topic, islice(cycle([(key, value) for _, key, value in _clicks(20_000)]), count))
@@ -145,7 +145,10 @@ Start = Callable[[Bench, str, str, str, int], Child]
 
 
 def _measure(bench: Bench, topic: str, count: int, starts: Sequence[Start]) -> Run:
-    """Start the processes on `topic` as one new group and take rate and CPU in the middle nine tenths."""
+    """Start the processes on `topic` as one new group and take rate and CPU from when all have a part of it.
+
+    That is after a twentieth of the records at the earliest; it ends when a twentieth is left.
+    """
     group = f"bench-{uuid.uuid4().hex[:8]}"
     out = make_topic(bench.servers, "bench-out", _PARTITIONS)
     follower = Follower.of(bench.servers, group)
@@ -156,9 +159,11 @@ def _measure(bench: Bench, topic: str, count: int, starts: Sequence[Start]) -> R
         ]
         memory: list[float] = []
         first = _until(follower, children, count // 20)
+        while follower.members() < len(children):
+            first = _until(follower, children, first + 1)
         begun_s, cpu_s = time.monotonic(), sum(child.cpu_s() for child in children)
         for tenth in range(2, 20):
-            last = _until(follower, children, count * tenth // 20)
+            last = _until(follower, children, max(first + 1, count * tenth // 20))
             memory.append(max(child.rss_mib() for child in children))
         span_s, spent_s = time.monotonic() - begun_s, sum(child.cpu_s() for child in children) - cpu_s
     return Run((last - first) / span_s, 1e6 * spent_s / (last - first), tuple(memory))
@@ -332,7 +337,7 @@ def _latency(bench: Bench) -> Figures:
 
 
 def _workers(bench: Bench) -> Figures:
-    topic, count = _clicks_topic(bench)
+    topic, count = _clicks_topic(bench, times=3)
     bench.say("one worker")
     one = _measure(bench, topic, count, [_click_worker])
     bench.say("two workers")

@@ -147,7 +147,8 @@ class Settings(BaseSettings):
     gather_ms: Milliseconds = _field(
         "Flow",
         2,
-        "How long a poll goes on collecting after its first record. 2 ms fills chunks without being felt.",
+        "Under load, how long a poll goes on collecting after its first record: fills chunks. At a light load a poll "
+        "takes what is there and does not wait.",
     )
     max_in_flight_records: Count = _field(
         "Flow",

@@ -24,6 +24,9 @@ __all__ = ["Source"]
 
 log = logging.getLogger(__name__)
 
+_CROWDED_SHARE = 0.05
+"""A chunk this full says that there is load: then waiting a moment fills the next one.  Else it would cost latency."""
+
 Revoked = Callable[[frozenset[TopicPartition]], None]
 
 _REFUSED = {
@@ -61,6 +64,7 @@ class Source:
         self._assignments = 0
         self._chunks = 0
         self._held = False
+        self._crowded = False
         self._failure: Fatal | None = None
         self.joined = False
         """Whether the group has answered with an assignment (which may be empty)."""
@@ -123,7 +127,9 @@ class Source:
         messages: list[Message] = []
         before = self._epochs
         if first is not None and not self._held:
-            messages = [first, *self._consumer.consume(self._max_chunk_records - 1, self._gather_s)]
+            gather_s = self._gather_s if self._crowded else 0
+            messages = [first, *self._consumer.consume(self._max_chunk_records - 1, gather_s)]
+            self._crowded = len(messages) > self._max_chunk_records * _CROWDED_SHARE
         elif first is not None:
             messages = [first]  # was handed out while pausing took effect; it counts like any other
         if self._failure is not None:

@@ -131,13 +131,16 @@ class Worker:
         self._source.join(time.monotonic() + self._settings.startup_timeout_ms / 1000, stopping)
 
     def step(self, *, reading: bool = True) -> None:
-        """One turn: take what other threads have done, read on, dispatch, hand finished chunks to the sink."""
+        """One turn: take what other threads have done, dispatch, hand finished chunks to the sink, read on.
+
+        Reading comes last because it may block until the next record: nothing that is ready may wait for that.
+        """
         self.stepped_ns = time.monotonic_ns()
         self._collect(wait=not reading)
-        if (decoded := self._read(reading)) is not None:
-            self._admit(*decoded)
         self._dispatch()
         self._hand_over()
+        if (decoded := self._read(reading)) is not None:
+            self._admit(*decoded)
         self._report()
 
     def drain(self, deadline_s: float) -> bool:

@@ -51,6 +51,11 @@ class Follower:
     def of(cls, servers: str, group: str) -> Follower:
         return cls(AdminClient({"bootstrap.servers": servers}), group)
 
+    def members(self) -> int:
+        """Members of the group that have partitions."""
+        found = self.admin.describe_consumer_groups([self.group])[self.group].result()
+        return sum(bool(member.assignment.topic_partitions) for member in found.members)
+
     def done(self) -> int:
         """Records behind the committed offsets of all partitions."""
         reply = self.admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(self.group)])

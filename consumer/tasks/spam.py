@@ -28,7 +28,7 @@ class SpamTask(TorchTask):
     events = ("email",)
     result = "spam_verdict"
     fields = ("id", "subject", "body", "html")
-    budget = Budget(max_batch_items=256, max_batch_tokens=8_192)
+    budget = Budget(max_batch_items=256, max_batch_tokens=4_096)
     tolerance = 0.02
     example: ClassVar[Event] = {
         "id": "20260301.4711@shop.example.org",
