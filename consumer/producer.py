@@ -76,7 +76,6 @@ class TransactionalProducer:
         self._back_to_usual = False
         self._timeout_s = float(conf.get("transaction.timeout.ms", 60_000)) / 1000
         self._deadline = float("inf")
-        self._caller = _Caller()
         self._producer = self._connect()
         for topic in topics:
             self._find(topic)
@@ -212,7 +211,7 @@ class TransactionalProducer:
         """Repeat a transactional call while the client says that it may be repeated, and the transaction lives."""
         while True:
             try:
-                self._caller.call(call, self._deadline)
+                _within(self._deadline, call)
                 return
             except KafkaException as error:
                 if not error.args[0].retriable() or self._is_late:
@@ -340,47 +339,29 @@ class TransactionalProducer:
         log.warning("Kafka (producer): %s", error.str())
 
 
-class _Caller:
-    """Makes transactional calls on a thread of its own, and waits for them no longer than until a deadline.
+def _within(deadline_s: float, call: Callable[[], object]) -> None:
+    """Run `call`, on a thread of its own, but wait no longer than until `deadline_s` (monotonic).
 
-    They can hang for ever after a broker went away, whatever their time-outs say (librdkafka's own issues 5456 and
-    5511).  A hanging call stays behind with its producer, which the next one of the same id fences.
+    The client's transactional calls can hang for ever after a broker went away, whatever their time-outs say
+    (librdkafka's own issues 5456 and 5511).  A hanging call stays behind with its producer, which the next one of the
+    same id fences.
     """
+    answers: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
 
-    def __init__(self) -> None:
-        self._calls: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
-        self._start()
-
-    def call(self, call: Callable[[], object], deadline_s: float) -> None:
-        """Raises what `call` raises, and a time-out at `deadline_s` (monotonic)."""
-        self._calls.put(call)
+    def run() -> None:
         try:
-            error = self._answers.get(timeout=max(0.0, deadline_s - time.monotonic()))
-        except queue.Empty:
-            self._start()
-            raise KafkaException(KafkaError(KafkaError._TIMED_OUT)) from None
-        if error is not None:
-            raise error
+            call()
+            answers.put(None)
+        except BaseException as error:
+            answers.put(error)
 
-    def _start(self) -> None:
-        """A thread with queues of its own: what an old one may still answer reaches nobody."""
-        self._calls, self._answers = queue.SimpleQueue(), queue.SimpleQueue()
-        threading.Thread(
-            target=self._serve, args=(self._calls, self._answers), name="transaction", daemon=True
-        ).start()
-
-    @staticmethod
-    def _serve(
-        calls: queue.SimpleQueue[Callable[[], object]], answers: queue.SimpleQueue[BaseException | None]
-    ) -> None:
-        while True:
-            try:
-                calls.get()()
-            except BaseException as error:
-                answers.put(error)
-            else:
-                answers.put(None)
+    threading.Thread(target=run, name="transaction", daemon=True).start()
+    try:
+        error = answers.get(timeout=max(0.0, deadline_s - time.monotonic()))
+    except queue.Empty:
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT)) from None
+    if error is not None:
+        raise error
 
 
 def _raise_refused(error: KafkaError, topic: str | None = None) -> None:
