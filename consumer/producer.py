@@ -22,6 +22,12 @@ __all__ = ["TransactionalProducer"]
 log = logging.getLogger(__name__)
 
 _CALL_S = 15.0
+_ABORT_S = 10.0
+"""How long after its time-out a broker ends a transaction, at most (transaction.abort.timed.out...interval.ms)."""
+_STUCK = (
+    "; a broker has lost the end of a transaction (KAFKA-20734): kafka-transactions.sh find-hanging finds it on the "
+    "partitions of __consumer_offsets, and its abort ends it"
+)
 _STALE_MEMBERSHIP = {
     KafkaError.ILLEGAL_GENERATION,
     KafkaError.UNKNOWN_MEMBER_ID,
@@ -76,6 +82,7 @@ class TransactionalProducer:
         self._back_to_usual = False
         self._timeout_s = float(conf.get("transaction.timeout.ms", 60_000)) / 1000
         self._deadline = float("inf")
+        self._caller = _Caller()
         self._producer = self._connect()
         for topic in topics:
             self._find(topic)
@@ -121,6 +128,7 @@ class TransactionalProducer:
     def committed(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
         """The group's committed offsets, once no transaction is open on them; negative where there is none."""
         request = ConsumerGroupTopicPartitions(self._group_id, [ClientPartition(*tp) for tp in partitions])
+        overdue = time.monotonic() + self._timeout_s + _ABORT_S
         while True:
             try:
                 admin = AdminClient(self._admin_conf)
@@ -135,7 +143,14 @@ class TransactionalProducer:
                 _raise_refused(error.args[0])
                 if self._give_up():
                     raise Retry(f"committed offsets are not readable: {error.args[0].str()}") from error
-                log.warning("committed offsets are not readable yet (%s), trying again", error.args[0].str())
+                stuck = (
+                    time.monotonic() > overdue and error.args[0].code() == KafkaError.UNSTABLE_OFFSET_COMMIT
+                )
+                log.warning(
+                    "committed offsets are not readable yet (%s), trying again%s",
+                    error.args[0].str(),
+                    _STUCK if stuck else "",
+                )
                 time.sleep(0.1)
 
     def close(self) -> None:
@@ -211,7 +226,7 @@ class TransactionalProducer:
         """Repeat a transactional call while the client says that it may be repeated, and the transaction lives."""
         while True:
             try:
-                _within(self._deadline, call)
+                self._caller.call(call, self._deadline)
                 return
             except KafkaException as error:
                 if not error.args[0].retriable() or self._is_late:
@@ -339,29 +354,49 @@ class TransactionalProducer:
         log.warning("Kafka (producer): %s", error.str())
 
 
-def _within(deadline_s: float, call: Callable[[], object]) -> None:
-    """Run `call`, on a thread of its own, but wait no longer than until `deadline_s` (monotonic).
+class _Caller:
+    """Makes transactional calls on a thread of its own, and waits for them no longer than until a deadline.
 
-    The client's transactional calls can hang for ever after a broker went away, whatever their time-outs say
-    (librdkafka's own issues 5456 and 5511).  A hanging call stays behind with its producer, which the next one of the
-    same id fences.
+    They can hang for ever after a broker went away, whatever their time-outs say (librdkafka's own issues 5456 and
+    5511).  A hanging call stays behind with its producer, which the next one of the same id fences.
     """
-    answers: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
 
-    def run() -> None:
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        self._start()
+
+    def call(self, call: Callable[[], object], deadline_s: float) -> None:
+        """Raises what `call` raises, and a time-out at `deadline_s` (monotonic)."""
+        self._calls.put(call)
         try:
-            call()
-            answers.put(None)
-        except BaseException as error:
-            answers.put(error)
+            error = self._answers.get(timeout=max(0.0, deadline_s - time.monotonic()))
+        except queue.Empty:
+            self._start()
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT)) from None
+        if error is not None:
+            raise error
 
-    threading.Thread(target=run, name="transaction", daemon=True).start()
-    try:
-        error = answers.get(timeout=max(0.0, deadline_s - time.monotonic()))
-    except queue.Empty:
-        raise KafkaException(KafkaError(KafkaError._TIMED_OUT)) from None
-    if error is not None:
-        raise error
+    def _start(self) -> None:
+        """A thread with queues of its own: what an old one may still answer reaches nobody, and then it ends."""
+        self._calls.put(None)
+        self._calls, self._answers = queue.SimpleQueue(), queue.SimpleQueue()
+        threading.Thread(
+            target=self._serve, args=(self._calls, self._answers), name="transaction", daemon=True
+        ).start()
+
+    @staticmethod
+    def _serve(
+        calls: queue.SimpleQueue[Callable[[], object] | None],
+        answers: queue.SimpleQueue[BaseException | None],
+    ) -> None:
+        while (call := calls.get()) is not None:
+            try:
+                call()
+            except BaseException as error:
+                answers.put(error)
+            else:
+                answers.put(None)
 
 
 def _raise_refused(error: KafkaError, topic: str | None = None) -> None:

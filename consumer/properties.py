@@ -118,7 +118,7 @@ def producer_conf(settings: Settings, transactional_id: str | None) -> dict[str,
         "acks": "all",
         "retry.backoff.ms": 1,  # a transaction right after another waits for it: 110 ms at the default of 100
         "retry.backoff.max.ms": 200,  # the wait doubles up to here, so a small start spares the brokers all the same
-        "linger.ms": 5,
+        "linger.ms": 1,
         "message.max.bytes": max(
             16 * _MIB, settings.max_record_bytes + _MIB
         ),  # a dead letter carries the original

@@ -124,7 +124,7 @@ class Sink:
         self._failures = 0
         self._refusals: Counter[str] = Counter()
         self._fenced_at = float("-inf")
-        self._committed_at = float("-inf")
+        self._began_s = float("-inf")
         self._thread = threading.Thread(target=self._main, name="sink", daemon=True)
 
     def start(self) -> None:
@@ -176,7 +176,7 @@ class Sink:
         if not self._pending and not self._stopping:
             self._take(self._inbox.get())
         while not self._waiters and not self._stopping:
-            left = self._committed_at + self._interval_s - time.monotonic()
+            left = self._began_s + self._interval_s - time.monotonic()
             try:
                 self._take(self._inbox.get(timeout=left) if left > 0 else self._inbox.get_nowait())
             except queue.Empty:
@@ -197,6 +197,7 @@ class Sink:
     def _commit_pending(self, producer: TransactionalProducer) -> None:
         """Bring everything pending into Kafka, however many attempts it takes."""
         began_ns = time.monotonic_ns()
+        self._began_s = began_ns / 1e9
         numbers: set[int] = set()
         dropped: set[TopicPartition] = set()
         self._failures = 0
@@ -217,7 +218,6 @@ class Sink:
         results = sum(len(finished.values) for finished in self._pending)
         dead = sum(len(finished.dead) for finished in self._pending)
         self._pending = []
-        self._committed_at = time.monotonic()
         self._post(
             Settled(
                 numbers=tuple(sorted(numbers)),

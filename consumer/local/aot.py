@@ -35,13 +35,15 @@ class AotCache:
         """Whether the JVM will write the cache when it ends, which takes it a few seconds."""
         return self._lock.is_locked
 
-    def options(self) -> list[str]:
-        """Use the cache where there is one; else record it, unless another process does."""
+    def options(self, *, record: bool = True) -> list[str]:
+        """Use the cache where there is one; else record it, unless another process does or `record` is false."""
         if not self._java.has_aot_cache:
             return []
         if self._cache.exists():
             os.utime(self._cache)  # the least recently used ones are removed
             return [f"-XX:AOTCache={self._cache}", *QUIET]
+        if not record:
+            return []
         try:
             self._lock.acquire(timeout=0)
         except Timeout:

@@ -42,6 +42,7 @@ __all__ = ["EmbeddedBroker", "serve"]
 
 STOP_GRACE_S = 15.0
 AOT_WRITE_GRACE_S = 60.0
+WIDOW_S = 3.0  # fifteen sessions
 START_ATTEMPTS = 5
 KEPT_LOGS = 20
 PORTS = range(
@@ -197,15 +198,26 @@ class EmbeddedBroker:
             self._sasl_port = self._sasl_port or _free_port(self.port, controller_port)
             properties |= kafka.sasl_properties(self._users, self.port, self._sasl_port, controller_port)
         properties |= self._properties
-        file = self._folder / "server.properties"
-        file.write_text(kafka.properties_text(properties), encoding="ascii")
         (self._folder / "log4j2.properties").write_text(kafka.LOG4J2, encoding="ascii")
         self.log_file = _new_log_file()
+        if kafka.was_used(data_dir):
+            self._spawn(java, jars, kafka.widow_properties(properties), record=False)
+            self._await_widowed()
+            self._end()
+        self._spawn(java, jars, properties)
+        return self._became_ready()
+
+    def _spawn(
+        self, java: Java, jars: list[Path], properties: Mapping[str, str], *, record: bool = True
+    ) -> None:
+        assert self._folder is not None and self.log_file is not None
+        file = self._folder / "server.properties"
+        file.write_text(kafka.properties_text(properties), encoding="ascii")
         command = kafka.jvm_command(java, self._folder, self.log_file, self._heap_mb)
         if self._use_aot_cache:
             heap_and_options = [str(self._heap_mb), *kafka.JVM_OPTIONS]
             self._aot = AotCache(kafka_dir(), java, cache_key(java, jars, heap_and_options))
-            command += self._aot.options()
+            command += self._aot.options(record=record)
         command += [*kafka.class_path(jars), "kafka.Kafka", str(file)]
         grace_s = AOT_WRITE_GRACE_S if self._aot and self._aot.is_recording else STOP_GRACE_S
         self._supervisor = subprocess.Popen(
@@ -222,7 +234,21 @@ class EmbeddedBroker:
             stdout=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C in the terminal is for us, not for the broker
         )
-        return self._became_ready()
+
+    def _await_widowed(self) -> None:
+        """Wait until the controller has given the broker of its former life up; one that never came up it has not."""
+        assert self.log_file is not None
+        deadline = time.monotonic() + self._start_timeout_s
+        was_active = False
+        while self.is_running and time.monotonic() < deadline:
+            said = (
+                self.log_file.read_text(encoding="utf-8", errors="replace") if self.log_file.exists() else ""
+            )
+            if kafka.WIDOWED in said:
+                return
+            if kafka.ACTIVE in said and not was_active:
+                was_active, deadline = True, time.monotonic() + WIDOW_S
+            time.sleep(0.02)
 
     def _became_ready(self) -> bool:
         assert self._supervisor is not None and self._supervisor.stdout is not None

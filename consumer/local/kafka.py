@@ -16,16 +16,23 @@ from consumer.local.jars import kafka_dir
 from consumer.local.java import Java
 
 __all__ = [
+    "ACTIVE",
     "HOST",
+    "WIDOWED",
     "class_path",
     "format_data",
     "jvm_command",
     "properties_text",
     "sasl_properties",
     "server_properties",
+    "was_used",
+    "widow_properties",
 ]
 
 HOST = "127.0.0.1"
+ACTIVE = "Becoming the active controller"
+WIDOWED = "Fencing broker 1 "
+"""What a controller logs when it begins, and when it has given its former broker up."""
 
 JVM_OPTIONS = (
     "-XX:+UseSerialGC",
@@ -99,9 +106,9 @@ def server_properties(port: int, controller_port: int, data_dir: Path) -> dict[s
         "group.consumer.min.heartbeat.interval.ms": "200",
         # a transaction of a dead producer ends a second after its time-out, not ten
         "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
-        # after a crash the node is refused until the session of its former life has run out (9 s by default)
-        "broker.session.timeout.ms": "3000",
-        "broker.heartbeat.interval.ms": "500",
+        # never without leaders while it runs, not even after a pause: see `widow_properties`
+        "broker.session.timeout.ms": "600000",
+        "controlled.shutdown.enable": "false",
         # memory and threads of a laptop
         "log.cleaner.dedupe.buffer.size": str(16 << 20),
         "log.segment.bytes": str(128 << 20),
@@ -109,6 +116,29 @@ def server_properties(port: int, controller_port: int, data_dir: Path) -> dict[s
         "num.network.threads": "2",
         "num.io.threads": "4",
         "background.threads": "2",
+    }
+
+
+def widow_properties(properties: Mapping[str, str]) -> dict[str, str]:
+    """The same node as a controller alone, which soon gives its former broker up (`WIDOWED`).
+
+    A node that ended is still the leader of everything in its own metadata.  Started as it is, it would finish the
+    transactions of its former life before it listens, lose the leadership when that life's session runs out, and take
+    every partition that has no leader for a deleted one, whose transaction needs no end (KAFKA-20734): offsets would
+    stay pending, and results be committed with a later transaction, twice.
+    """
+    kept = {
+        key: value
+        for key, value in properties.items()
+        if key not in {"advertised.listeners", "controlled.shutdown.enable"}
+        and not key.startswith("listener.name.")
+    }
+    controller = next(each for each in properties["listeners"].split(",") if each.startswith("CONTROLLER:"))
+    return kept | {
+        "process.roles": "controller",
+        "listeners": controller,
+        "broker.session.timeout.ms": "200",
+        "broker.heartbeat.interval.ms": "50",
     }
 
 
@@ -159,6 +189,11 @@ def format_data(java: Java, jars: Sequence[Path], data_dir: Path) -> None:
                 if not template.exists():  # else another process was first
                     raise
     shutil.copytree(template, data_dir, dirs_exist_ok=True)
+
+
+def was_used(data_dir: Path) -> bool:
+    """Whether a node has lived on this data before."""
+    return (data_dir / "__cluster_metadata-0").exists()
 
 
 def _run_storage_tool(java: Java, jars: Sequence[Path], folder: Path) -> None:

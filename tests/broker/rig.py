@@ -114,7 +114,12 @@ class Rig:
     def send(self, values: Iterable[bytes | None], **more: Any) -> None:
         """Each value with a key of its own, in order; `more` as for `produce`."""
         producer = Producer(
-            {"bootstrap.servers": self.servers, "linger.ms": 5, "message.max.bytes": 64 << 20, "acks": "all"}
+            {
+                "bootstrap.servers": self.servers,
+                "linger.ms": 5,
+                "message.max.bytes": 64 << 20,
+                "enable.idempotence": True,
+            }
         )
         for n, value in enumerate(values):
             while True:

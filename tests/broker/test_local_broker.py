@@ -10,12 +10,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
-from confluent_kafka import Consumer, KafkaException, Producer
+from confluent_kafka import (
+    OFFSET_INVALID,
+    Consumer,
+    ConsumerGroupTopicPartitions,
+    KafkaException,
+    Producer,
+    TopicPartition,
+)
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
@@ -49,6 +56,39 @@ def test_restart_and_crash_keep_data_and_port(private_broker: EmbeddedBroker) ->
     assert private_broker.pid not in (None, first_pid, killed_pid)
     write(servers, "kept", [b"after"])
     assert read(servers, "kept", 3) == [b"before", b"between", b"after"]
+
+
+def test_a_crash_leaves_no_transaction_without_an_end(private_broker: EmbeddedBroker) -> None:
+    """One that timed out while the broker was away is aborted where it wrote: topic and offsets."""
+    servers = private_broker.bootstrap_servers
+    create(servers, "cut-short")
+    group = {"bootstrap.servers": servers, "group.id": "cut-short", "auto.offset.reset": "earliest"}
+    with closing(Consumer({**group, "isolation.level": "read_committed"})) as member:
+        member.subscribe(["cut-short"])
+        wait_until(lambda: member.poll(0.1) is None and bool(member.assignment()), 20, "no member")
+        producer = Producer(
+            {
+                "bootstrap.servers": servers,
+                "transactional.id": "cut-short",
+                "transaction.timeout.ms": 1000,
+                "log_level": 0,
+            }
+        )
+        producer.init_transactions(20)
+        producer.begin_transaction()
+        producer.produce("cut-short", b"aborted")
+        producer.send_offsets_to_transaction(
+            [TopicPartition("cut-short", 0, 1)], member.consumer_group_metadata(), 20
+        )
+        assert producer.flush(20) == 0
+        private_broker.kill()
+        private_broker.start()
+        write(servers, "cut-short", [b"after"])
+        places = [TopicPartition("cut-short", 0)]
+        wait_until(lambda: offsets_are_stable(servers, "cut-short", places), 20, "offsets stay pending")
+        (place,) = member.committed(places, timeout=20)
+        assert place.offset == OFFSET_INVALID
+    assert read(servers, "cut-short", 1) == [b"after"]
 
 
 def test_pause_and_resume(private_broker: EmbeddedBroker) -> None:
@@ -240,6 +280,14 @@ def read(servers: str, topic: str, count: int) -> list[bytes]:
         return values
     finally:
         reader.close()
+
+
+def offsets_are_stable(servers: str, group: str, places: list[TopicPartition]) -> bool:
+    """Whether no transaction is open on the group's committed offsets."""
+    admin = AdminClient({"bootstrap.servers": servers})
+    asked = [ConsumerGroupTopicPartitions(group, places)]
+    answer = admin.list_consumer_group_offsets(asked, require_stable=True)[group].result(timeout=20)
+    return all(place.error is None for place in answer.topic_partitions)
 
 
 @contextmanager
