@@ -317,7 +317,7 @@ def _latency(bench: Bench) -> Figures:
 
     group = f"bench-{uuid.uuid4().hex[:8]}"
     with _click_worker(bench, group, topic, out, 0) as child:
-        warm = _clicks(200)
+        warm = _clicks(6 * _LATENCY_RATE_PER_S)  # the broker's JVM is not quick at first
         latencies_s(bench.servers, topic, out, warm, _LATENCY_RATE_PER_S, event_id)
         cpu_s, begun_s = child.cpu_s(), time.monotonic()
         rows = _clicks(int(bench.seconds * _LATENCY_RATE_PER_S))

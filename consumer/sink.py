@@ -87,6 +87,8 @@ _FENCED_AGAIN_S = 30.0
 _HEARTBEAT_S = 3.0  # a quarter of the default session_timeout_ms, and some more
 _NO_MEMBER_S = 0.02
 _MAX_FAILURES = 30
+_REST_S = 0.0015
+"""Between two transactions: the broker answers before it has ended one everywhere; the next would wait 20 ms for it."""
 
 
 class Sink:
@@ -124,7 +126,7 @@ class Sink:
         self._failures = 0
         self._refusals: Counter[str] = Counter()
         self._fenced_at = float("-inf")
-        self._began_s = float("-inf")
+        self._began_s = self._ended_s = float("-inf")
         self._thread = threading.Thread(target=self._main, name="sink", daemon=True)
 
     def start(self) -> None:
@@ -176,7 +178,7 @@ class Sink:
         if not self._pending and not self._stopping:
             self._take(self._inbox.get())
         while not self._waiters and not self._stopping:
-            left = self._began_s + self._interval_s - time.monotonic()
+            left = max(self._began_s + self._interval_s, self._ended_s + _REST_S) - time.monotonic()
             try:
                 self._take(self._inbox.get(timeout=left) if left > 0 else self._inbox.get_nowait())
             except queue.Empty:
@@ -218,6 +220,7 @@ class Sink:
         results = sum(len(finished.values) for finished in self._pending)
         dead = sum(len(finished.dead) for finished in self._pending)
         self._pending = []
+        self._ended_s = time.monotonic()
         self._post(
             Settled(
                 numbers=tuple(sorted(numbers)),
