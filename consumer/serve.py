@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import signal
@@ -46,6 +47,7 @@ def run(settings: Settings) -> int:
         log_level=settings.log_level,
     )
     worker = build(settings, task, telemetry)
+    faulthandler.register(signal.SIGUSR1)  # says on stderr where every thread stands
     with _stop_signals() as stopping, _pages(settings, worker, telemetry, stopping):
         try:
             worker.start(stopping.is_set)

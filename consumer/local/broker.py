@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 import psutil
 from confluent_kafka import KafkaException
@@ -42,7 +42,7 @@ __all__ = ["EmbeddedBroker", "serve"]
 
 STOP_GRACE_S = 15.0
 AOT_WRITE_GRACE_S = 60.0
-WIDOW_S = 3.0  # fifteen sessions
+RETIRE_S = 3.0  # fifteen sessions
 START_ATTEMPTS = 5
 KEPT_LOGS = 20
 PORTS = range(
@@ -199,18 +199,20 @@ class EmbeddedBroker:
             properties |= kafka.sasl_properties(self._users, self.port, self._sasl_port, controller_port)
         properties |= self._properties
         (self._folder / "log4j2.properties").write_text(kafka.LOG4J2, encoding="ascii")
-        self.log_file = _new_log_file()
-        if kafka.was_used(data_dir):
-            self._spawn(java, jars, kafka.widow_properties(properties), record=False)
-            self._await_widowed()
-            self._end()
-        self._spawn(java, jars, properties)
-        return self._became_ready()
+        for _ in range(START_ATTEMPTS):
+            if kafka.was_used(data_dir):
+                self._retire_former_life(java, jars, properties)
+            self._spawn(java, jars, properties)
+            outcome = self._became_ready()
+            if outcome != "too early":
+                return outcome == "ready"
+        raise Fatal(f"Apache Kafka still believes in a broker that is gone.{self._log_tail()}")
 
     def _spawn(
         self, java: Java, jars: list[Path], properties: Mapping[str, str], *, record: bool = True
     ) -> None:
-        assert self._folder is not None and self.log_file is not None
+        assert self._folder is not None
+        self.log_file = _new_log_file()
         file = self._folder / "server.properties"
         file.write_text(kafka.properties_text(properties), encoding="ascii")
         command = kafka.jvm_command(java, self._folder, self.log_file, self._heap_mb)
@@ -235,22 +237,19 @@ class EmbeddedBroker:
             start_new_session=True,  # Ctrl-C in the terminal is for us, not for the broker
         )
 
-    def _await_widowed(self) -> None:
-        """Wait until the controller has given the broker of its former life up; one that never came up it has not."""
-        assert self.log_file is not None
-        deadline = time.monotonic() + self._start_timeout_s
-        was_active = False
-        while self.is_running and time.monotonic() < deadline:
-            said = (
-                self.log_file.read_text(encoding="utf-8", errors="replace") if self.log_file.exists() else ""
-            )
-            if kafka.WIDOWED in said:
-                return
-            if kafka.ACTIVE in said and not was_active:
-                was_active, deadline = True, time.monotonic() + WIDOW_S
+    def _retire_former_life(self, java: Java, jars: list[Path], properties: Mapping[str, str]) -> None:
+        """The controller gives the broker up that lived on this data; one that never came up is none to it."""
+        self._spawn(java, jars, kafka.retiring_properties(properties), record=False)
+        deadline, was_active = time.monotonic() + self._start_timeout_s, False
+        while self.is_running and time.monotonic() < deadline and kafka.RETIRED not in self._said():
+            if kafka.ACTIVE in self._said() and not was_active:
+                was_active, deadline = True, time.monotonic() + RETIRE_S
             time.sleep(0.02)
+        time.sleep(0.05)  # it says so before it has written it down
+        self._end()
 
-    def _became_ready(self) -> bool:
+    def _became_ready(self) -> Literal["ready", "port taken", "too early"]:
+        """Too early: the controller has not given the broker's former life up, after all."""
         assert self._supervisor is not None and self._supervisor.stdout is not None
         line = self._supervisor.stdout.readline()
         if line:
@@ -267,10 +266,13 @@ class EmbeddedBroker:
         )
         while self.is_running and time.monotonic() < deadline:
             if _answers(admin):
-                return True
-        if not self.is_running and "Address already in use" in self._log_tail(200):
+                return "ready"
+            if kafka.STILL_REGISTERED in self._said():
+                self._end()
+                return "too early"
+        if not self.is_running and "Address already in use" in self._said():
             self._end()
-            return False
+            return "port taken"
         what = (
             f"did not answer within {self._start_timeout_s:.0f} s"
             if self.is_running
@@ -290,11 +292,14 @@ class EmbeddedBroker:
             self._aot.settle()
             self._aot = None
 
-    def _log_tail(self, lines: int = 25) -> str:
+    def _said(self) -> str:
         if self.log_file is None or not self.log_file.exists():
             return ""
-        tail = self.log_file.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
-        return f" The end of its log, {self.log_file}:\n" + "\n".join(tail)
+        return self.log_file.read_text(encoding="utf-8", errors="replace")
+
+    def _log_tail(self, lines: int = 25) -> str:
+        tail = self._said().splitlines()[-lines:]
+        return f" The end of its log, {self.log_file}:\n" + "\n".join(tail) if tail else ""
 
 
 def serve(broker: EmbeddedBroker, announce: Callable[[EmbeddedBroker], None]) -> None:

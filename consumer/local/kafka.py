@@ -18,21 +18,23 @@ from consumer.local.java import Java
 __all__ = [
     "ACTIVE",
     "HOST",
-    "WIDOWED",
+    "RETIRED",
+    "STILL_REGISTERED",
     "class_path",
     "format_data",
     "jvm_command",
     "properties_text",
+    "retiring_properties",
     "sasl_properties",
     "server_properties",
     "was_used",
-    "widow_properties",
 ]
 
 HOST = "127.0.0.1"
 ACTIVE = "Becoming the active controller"
-WIDOWED = "Fencing broker 1 "
-"""What a controller logs when it begins, and when it has given its former broker up."""
+RETIRED = "Fencing broker 1 "
+STILL_REGISTERED = "DUPLICATE_BROKER_REGISTRATION"
+"""What the log says when the controller begins, when it has given its former broker up, when it has not."""
 
 JVM_OPTIONS = (
     "-XX:+UseParallelGC",  # the serial one stops for 20 to 26 ms every 1.5 s
@@ -106,7 +108,7 @@ def server_properties(port: int, controller_port: int, data_dir: Path) -> dict[s
         "group.consumer.min.heartbeat.interval.ms": "200",
         # a transaction of a dead producer ends a second after its time-out, not ten
         "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
-        # never without leaders while it runs, not even after a pause: see `widow_properties`
+        # never without leaders while it runs, not even after a pause: see `retiring_properties`
         "broker.session.timeout.ms": "600000",
         "controlled.shutdown.enable": "false",
         # memory and threads of a laptop
@@ -119,8 +121,8 @@ def server_properties(port: int, controller_port: int, data_dir: Path) -> dict[s
     }
 
 
-def widow_properties(properties: Mapping[str, str]) -> dict[str, str]:
-    """The same node as a controller alone, which soon gives its former broker up (`WIDOWED`).
+def retiring_properties(properties: Mapping[str, str]) -> dict[str, str]:
+    """The same node as a controller alone, which soon gives its former broker up (`RETIRED`).
 
     A node that ended is still the leader of everything in its own metadata.  Started as it is, it would finish the
     transactions of its former life before it listens, lose the leadership when that life's session runs out, and take
@@ -139,6 +141,7 @@ def widow_properties(properties: Mapping[str, str]) -> dict[str, str]:
         "listeners": controller,
         "broker.session.timeout.ms": "200",
         "broker.heartbeat.interval.ms": "50",
+        "controller.quorum.append.linger.ms": "0",
     }
 
 

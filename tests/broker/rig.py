@@ -213,7 +213,10 @@ class WorkerProcess:
         try:
             return self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"still runs after {timeout_s} s: {self.said()[-3000:]}") from None
+            before = len(self.said())
+            self.signal(signal.SIGUSR1)
+            wait_until(lambda: len(self.said()) > before, 5, "not even its threads can be shown")
+            raise AssertionError(f"still runs after {timeout_s} s: {self.said()[-6000:]}") from None
 
     def stop(self, timeout_s: float = 30) -> int:
         """SIGTERM; its exit code."""
