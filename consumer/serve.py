@@ -48,7 +48,11 @@ def run(settings: Settings) -> int:
     )
     worker = build(settings, task, telemetry)
     faulthandler.register(signal.SIGUSR1)  # says on stderr where every thread stands
-    with _stop_signals() as stopping, _pages(settings, worker, telemetry, stopping):
+    with (
+        _stop_signals() as stopping,
+        _watchdog(stopping, settings.drain_deadline_ms / 1000 + 2 * _CLOSE_S),
+        _pages(settings, worker, telemetry, stopping),
+    ):
         try:
             worker.start(stopping.is_set)
             while not stopping.is_set():
@@ -142,6 +146,28 @@ def _stop_signals() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _watchdog(stopping: threading.Event, patience_s: float) -> Iterator[None]:
+    """Ends the process when stopping takes longer: a task that hangs on the loop thread must not hold it up."""
+    done = threading.Event()
+
+    def watch() -> None:
+        stopping.wait()
+        if not done.wait(patience_s):
+            log.warning(
+                "stopping takes too long, something hangs: what is not committed is done again by the next worker, "
+                "nothing is lost"
+            )
+            os._exit(Exit.UNFINISHED)
+
+    threading.Thread(target=watch, name="watchdog", daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+        stopping.set()
 
 
 @contextmanager

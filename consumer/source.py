@@ -66,6 +66,8 @@ class Source:
         self._held = False
         self._crowded = False
         self._failure: Fatal | None = None
+        self.member = ""
+        """Our id in the group, as last asked for; empty while we are no member.  Any thread may look."""
         self.joined = False
         """Whether the group has answered with an assignment (which may be empty)."""
         try:
@@ -193,6 +195,7 @@ class Source:
         member = self._consumer.memberid()
         metadata = self._consumer.consumer_group_metadata()
         is_member = bool(member) and self._consumer.memberid() == member
+        self.member = str(member) if is_member else ""
         return Grant(self._epochs, metadata if is_member else None)
 
     def hold(self) -> None:

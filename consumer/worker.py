@@ -23,6 +23,7 @@ from typing import Any
 from consumer.batcher import Batch, Batcher, Run, runs_of
 from consumer.codec import Decoder
 from consumer.config import Settings
+from consumer.coverage import Coverage
 from consumer.deadletter import Cap
 from consumer.engine import Done, Engine, Failed, Work
 from consumer.errors import BadRecord
@@ -99,16 +100,29 @@ class Worker:
             rebalanced=self._on_rebalance,
         )
         self._intake = Intake(self._source, decoders)
+        self._coverage = self._cover()
         self._flights = Flights()
         self._on_device = 0
         self._preparing = 0
         self._membership_changed = False
         self._committed: dict[TopicPartition, int] = {}
         self._reported_s = 0.0
+        self._closing_s = float("inf")
         self.stepped_ns = time.monotonic_ns()
         self.loaded = False
         self.published = 0
         """Results and dead letters that are visible."""
+
+    def _cover(self) -> Coverage | None:
+        if not self._settings.instance_name:
+            return None
+        return Coverage(
+            self._settings.consumer_conf(),
+            self._settings.admin_conf(),
+            self._settings.input_topics,
+            lambda: self._source.member,
+            self._settings.session_timeout_ms / 1000,
+        )
 
     @property
     def joined(self) -> bool:
@@ -128,6 +142,8 @@ class Worker:
         self.loaded = True
         _calm_garbage_collector()
         self._sink.start()
+        if self._coverage is not None:
+            self._coverage.start()
         self._source.join(time.monotonic() + self._settings.startup_timeout_ms / 1000, stopping)
 
     def step(self, *, reading: bool = True) -> None:
@@ -151,7 +167,9 @@ class Worker:
 
     def close(self, timeout_s: float) -> None:
         """Stop the threads and leave the group."""
-        deadline = time.monotonic() + timeout_s
+        deadline = self._closing_s = time.monotonic() + timeout_s
+        if self._coverage is not None:
+            self._coverage.stop()
         if self._pool is not None:
             self._pool.stop()
         self._source.close()  # first: giving up the partitions settles what is finished, and the sink does that
@@ -344,10 +362,11 @@ class Worker:
         """Inside a poll, while `gone` are still ours: what is finished of them is committed now or never."""
         done = threading.Event()
         self._sink.submit(Settle(self._source.grant(), done))
-        if not done.wait(self._settings.revoke_deadline_ms / 1000):
+        patience_s = min(self._settings.revoke_deadline_ms / 1000, self._closing_s - time.monotonic())
+        if not done.wait(max(0.0, patience_s)):
             log.warning(
-                "the transaction in flight did not end within revoke_deadline_ms; its partitions go, and the broker "
-                "refuses it when it comes too late"
+                "the transaction in flight did not end within revoke_deadline_ms or the time for stopping; its "
+                "partitions go, and the broker refuses it when it comes too late"
             )
 
     def _on_rebalance(self, kind: str, partitions: int) -> None:

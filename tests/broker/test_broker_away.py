@@ -172,6 +172,17 @@ def test_a_second_signal_ends_at_once(rig: Rig) -> None:
     assert time.monotonic() - began < 2
 
 
+def test_a_finish_that_hangs_holds_no_stop_up(rig: Rig) -> None:
+    """It hangs on the loop thread itself, which can then do nothing more."""
+    rig.create()
+    rig.send([click("a", "hang:finish")])
+    worker = rig.worker(FAULTY, "--drain-deadline-ms", "1000")
+    worker.wait_said("finish hangs on a")
+    assert worker.stop(25) == 3
+    assert "nothing is lost" in worker.said()
+    assert rig.committed() == 0
+
+
 @pytest.mark.parametrize("where", ["run", "prepare"])
 def test_a_deadline_is_a_deadline(rig: Rig, where: str) -> None:
     """Whatever of the task hangs: the worker ends with 3, and nothing of what hung is committed."""
