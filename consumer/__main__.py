@@ -1,6 +1,6 @@
 """`python -m consumer` is `consumer`."""
 
-from consumer.cli import main
+from consumer.cli import process
 
 if __name__ == "__main__":
-    main()
+    process()

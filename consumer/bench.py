@@ -151,7 +151,7 @@ def _measure(bench: Bench, topic: str, count: int, starts: Sequence[Start]) -> R
     """
     group = f"bench-{uuid.uuid4().hex[:8]}"
     out = make_topic(bench.servers, "bench-out", _PARTITIONS)
-    follower = Follower.of(bench.servers, group)
+    follower = Follower.of(bench.servers, topic, group)
     with ExitStack() as stack:
         children = [
             stack.enter_context(start(bench, group, topic, out, number))
@@ -369,7 +369,7 @@ def _restart(bench: Bench) -> Figures:
     out = make_topic(bench.servers, "bench-out", _PARTITIONS)
     group = f"bench-{uuid.uuid4().hex[:8]}"
     arguments = [_CLICK_TASK, *_flags(bench, group, topic, out), f"--instance-name={group}"]
-    follower = Follower.of(bench.servers, group)
+    follower = Follower.of(bench.servers, topic, group)
     with worker(arguments, bench.folder, f"{group}-0") as child:
         done = _until(follower, [child], count // 20)
         child.kill()

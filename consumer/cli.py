@@ -6,6 +6,7 @@ Everything heavy is imported inside the commands, so that `consumer --help` come
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +18,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from consumer.config import Settings
-from consumer.errors import ConsumerError, Fatal
+from consumer.errors import ConsumerError, Fatal, missing_package
 from consumer.exits import Exit
 from consumer.flags import CONNECTION, SCHEMAS, with_settings
 from consumer.layers import Shown, effective
@@ -373,9 +374,20 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         package = (error.name or "").partition(".")[0]
         if package not in _EXTRAS:
             raise
-        extra = _EXTRAS[package]
-        _fail(f"this needs the package {package}: pip install 'stream-consumer[{extra}]'", Exit.FATAL)
+        _fail(missing_package(package, _EXTRAS[package]), Exit.FATAL)
     sys.exit(Exit.OK)
+
+
+def process() -> NoReturn:
+    """`main` as a process: ends without the interpreter's clearing up, where triton would report its own leaks."""
+    try:
+        main()
+    except SystemExit as end:
+        if "triton" not in sys.modules:
+            raise
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code if isinstance(end.code, int) else Exit.FATAL)
 
 
 _EXTRAS = {
@@ -405,9 +417,7 @@ def _trainer(task: str) -> Any:
         return import_module(f"consumer.train.{task}")
     except ModuleNotFoundError as error:
         if error.name != f"consumer.train.{task}":
-            raise Fatal(
-                f"training needs the package {error.name!r}: pip install 'stream-consumer[train]'"
-            ) from error
+            raise Fatal(missing_package(error.name or "", "train")) from error
         raise Fatal(
             f"there is no training for {task!r}: only shipped tasks can be trained", exit_code=Exit.USAGE
         ) from error

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from consumer.batcher import Batch
-from consumer.errors import BadRecord, ConsumerError, Fatal
+from consumer.errors import BadRecord, ConsumerError, Fatal, missing_package
 from consumer.isolation import as_item, described, isolate, kind_of
 from consumer.task import Budget, Device, Item, Task
 
@@ -61,9 +61,7 @@ def choose_device(device: str = "auto", precision: str = "auto", threads: int | 
     try:
         import torch
     except ImportError as error:
-        raise Fatal(
-            "this task needs torch, which is not installed: pip install 'stream-consumer[models]'"
-        ) from error
+        raise Fatal(missing_package("torch", "models")) from error
     if threads is not None:
         torch.set_num_threads(threads)
     there: dict[str, Callable[[], bool]] = {

@@ -10,7 +10,7 @@ Foreign exceptions are translated into one of them once, at the door of their li
 
 from __future__ import annotations
 
-__all__ = ["BadRecord", "ConsumerError", "Fatal", "Retry"]
+__all__ = ["BadRecord", "ConsumerError", "Fatal", "Retry", "missing_package"]
 
 
 class ConsumerError(Exception):
@@ -43,3 +43,11 @@ class Fatal(ConsumerError):
     def __init__(self, message: str, *, exit_code: int = 1) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def missing_package(package: str, extra: str) -> str:
+    """What to say when a smaller installation lacks something; `extra` is ours that brings it."""
+    return (
+        f"this needs the package {package}, which the extra {extra!r} brings: in the folder of stream-consumer, "
+        f"pip install '.[{extra}]'"
+    )

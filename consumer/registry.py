@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from consumer.errors import BadRecord, ConsumerError, Fatal, Retry
+from consumer.errors import BadRecord, ConsumerError, Fatal, Retry, missing_package
 
 __all__ = ["Registry"]
 
@@ -35,9 +35,7 @@ class Registry:
         try:
             from confluent_kafka.schema_registry import SchemaRegistryClient
         except ImportError as error:
-            raise Fatal(
-                f"a schema registry needs the package {error.name}: pip install 'confluent-kafka[schemaregistry]'"
-            ) from error
+            raise Fatal(missing_package(error.name or "", "registry")) from error
         self._url = url
         conf: dict[str, object] = {"url": url, "timeout": timeout_ms / 1000, "max.retries": 0}
         if ca_file is not None:

@@ -199,6 +199,8 @@ class EmbeddedBroker:
             properties |= kafka.sasl_properties(self._users, self.port, self._sasl_port, controller_port)
         properties |= self._properties
         (self._folder / "log4j2.properties").write_text(kafka.LOG4J2, encoding="ascii")
+        if not _is_free(self.port):
+            return False
         for _ in range(START_ATTEMPTS):
             if kafka.was_used(data_dir):
                 self._retire_former_life(java, jars, properties)
@@ -334,11 +336,20 @@ def _answers(admin: AdminClient) -> bool:
 def _free_port(*besides: int) -> int:
     """A port nobody listens on now. Somebody may until the broker does: the start is tried again then."""
     for port in random.SystemRandom().sample(PORTS, len(PORTS)):
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe, contextlib.suppress(OSError):
-            probe.bind((kafka.HOST, port))
-            if port not in besides:
-                return port
+        if port not in besides and _is_free(port):
+            return port
     raise Fatal(f"No free port between {PORTS.start} and {PORTS.stop} on {kafka.HOST}.")
+
+
+def _is_free(port: int) -> bool:
+    """Whether nobody listens on the port: another Kafka there would answer for ours."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # closed connections do not count
+        try:
+            probe.bind((kafka.HOST, port))
+        except OSError:
+            return False
+        return True
 
 
 def _new_log_file() -> Path:

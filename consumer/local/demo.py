@@ -271,6 +271,8 @@ def _watch(
             live.update(picture)
         below = len(console.render_lines(summary(ledger, under_way=UNDER_WAY), pad=False))
         live.update(shown(ledger, meter.whole(), whole=True, height=console.height - below - 1))
+    if not console.is_terminal:
+        console.print()  # the board ended without one
 
 
 def _free_port() -> int:

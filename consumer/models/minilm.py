@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-from consumer.errors import Fatal
+from consumer.errors import Fatal, missing_package
 
 __all__ = ["CLS", "PACKAGE", "PAD", "SEP", "minilm_folder"]
 
@@ -20,5 +20,5 @@ def minilm_folder() -> Path:
     """
     spec = find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
-        raise Fatal(f"package {PACKAGE} is missing: pip install 'stream-consumer[models]'")
+        raise Fatal(missing_package(PACKAGE, "models"))
     return Path(next(iter(spec.submodule_search_locations))) / "model"

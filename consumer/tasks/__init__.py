@@ -82,8 +82,8 @@ def _import(spec: str, module_name: str) -> ModuleType:
             ) from error
         raise _unusable(
             spec,
-            f"it needs the package {missing!r}, which is not installed (shipped tasks: pip install "
-            "'stream-consumer[models]')",
+            f"it needs the package {missing!r}, which is not installed (shipped tasks: pip install '.[models]' in the "
+            "folder of stream-consumer)",
         ) from error
     except Exception as error:
         raise _unusable(spec, f"importing {module_name} failed: {described(error)}") from error

@@ -21,7 +21,6 @@ from typing import Any, Self
 import fastavro
 from confluent_kafka import (
     Consumer,
-    ConsumerGroupTopicPartitions,
     KafkaError,
     KafkaException,
     Message,
@@ -306,15 +305,14 @@ def lag(servers: str, group: str, topic: str) -> int:
         ends = {p.partition: reader.get_watermark_offsets(p, 10)[1] for p in partitions}
     finally:
         reader.close()
-    admin = AdminClient({"bootstrap.servers": servers, "log_level": 2})
-    asked = [ConsumerGroupTopicPartitions(group, partitions)]
+    outsider = Consumer({"bootstrap.servers": servers, "group.id": group, "log_level": 2})  # read_committed
     try:
-        answer = admin.list_consumer_group_offsets(asked, require_stable=True, request_timeout=10)[
-            group
-        ].result()
+        answer = outsider.committed(partitions, timeout=5)
     except KafkaException:
         return sum(ends.values())  # an open transaction: nothing is settled
-    found = {p.partition: p.offset for p in answer.topic_partitions if p.error is None}
+    finally:
+        outsider.close()
+    found = {p.partition: p.offset for p in answer if p.error is None}
     return sum(end - max(0, found.get(partition, 0)) for partition, end in ends.items())
 
 
