@@ -28,12 +28,13 @@ from consumer.local import probe
 from consumer.local.topics import TopicState, describe_topics
 from consumer.lookup import event_schema, registry_of, result_schema, schema_folders
 from consumer.records import Chunk
-from consumer.task import Device, Task
+from consumer.state import Store
+from consumer.task import Device, State, Task
 from consumer.tasks import load_task
 
 __all__ = ["Finding", "as_table", "examine"]
 
-State = Literal["ok", "warn", "fail"]
+Level = Literal["ok", "warn", "fail"]
 _MARKS = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "fail": "[bold red]fail[/]"}
 _PACKAGES = ("stream-consumer", "confluent-kafka", "fastavro", "numpy", "torch")
 
@@ -43,7 +44,7 @@ class Finding:
     """One line of the doctor's report."""
 
     what: str
-    state: State
+    state: Level
     detail: str
     remedy: str = ""
 
@@ -64,7 +65,7 @@ def examine(settings: Settings) -> list[Finding]:
     findings += _guarded("broker", lambda: _broker(settings))
     reached = findings[-1].what == "broker" and findings[-1].state != "fail"
     if reached and task is not None:
-        findings += _guarded("topics", lambda: _topics(settings))
+        findings += _guarded("topics", lambda: _topics(settings, task))
         findings += _guarded("group", lambda: _group(settings))
         findings += _guarded("transactions", lambda: _transactions(settings))
     findings += _guarded("registry", lambda: _registry(settings, task))
@@ -134,9 +135,10 @@ def _broker(settings: Settings) -> Iterator[Finding]:
     yield Finding("broker", "ok", f"{settings.bootstrap_servers} answers: {brokers}, cluster {found.id}")
 
 
-def _topics(settings: Settings) -> Iterator[Finding]:
-    outputs = (settings.output_topic, settings.dead_letter_topic)
-    names = [*settings.input_topics, *outputs]
+def _topics(settings: Settings, task: Task) -> Iterator[Finding]:
+    outputs = [settings.output_topic, settings.dead_letter_topic]
+    compacted = [*([settings.state_topic] if settings.state_topic else []), *settings.tables(task).values()]
+    names = [*settings.input_topics, *outputs, *compacted]
     states = describe_topics(settings.admin_conf(), names)
     may = probe.permissions(settings, [name for name in names if states[name] is not None])
     largest = max((states[n].max_message_bytes for n in settings.input_topics if states[n]), default=0)  # type: ignore[union-attr]
@@ -146,22 +148,43 @@ def _topics(settings: Settings) -> Iterator[Finding]:
             remedy = f"consumer topics create {settings.task}"
             yield Finding(f"topic {name}", "fail", "does not exist, or this user may not see it", remedy)
             continue
-        right = "WRITE" if name in outputs else "READ"
-        if may.get(name) and right not in may[name]:
+        rights = (
+            ["WRITE"] if name in outputs else ["READ", "WRITE"] if name == settings.state_topic else ["READ"]
+        )
+        if may.get(name) and (missing := [right for right in rights if right not in may[name]]):
+            right = " and ".join(missing)
             yield Finding(
                 f"topic {name}", "fail", f"this user may not {right}", f"grant {right} on the topic"
             )
+        elif name in compacted:
+            yield _compacted(state, [states[topic] for topic in settings.input_topics], settings.state_topic)
         elif name == settings.dead_letter_topic:
             yield from _topic(state, is_input=False, least_bytes=largest)
         else:
             yield from _topic(state, is_input=name in settings.input_topics, least_bytes=0)
 
 
+def _compacted(state: TopicState, inputs: list[TopicState | None], memory: str) -> Finding:
+    """A table, or the topic of keyed state, which needs a partition for each of the input."""
+    what, wanted = f"topic {state.name}", max((each.partitions for each in inputs if each), default=0)
+    if "compact" not in state.cleanup_policy:
+        return Finding(
+            what,
+            "fail",
+            f"has cleanup.policy={state.cleanup_policy}: what is old and still holds would be deleted",
+            f"set cleanup.policy=compact on {state.name}",
+        )
+    if state.name == memory and state.partitions < wanted:
+        remedy = f"kafka-topics --alter --topic {state.name} --partitions {wanted}"
+        return Finding(what, "fail", f"has {state.partitions} partitions, the input {wanted}", remedy)
+    return Finding(what, "ok", f"{state.partitions} partitions, compacted")
+
+
 def _topic(state: TopicState, *, is_input: bool, least_bytes: int) -> Iterator[Finding]:
     what = f"topic {state.name}"
     size = f"records up to {state.max_message_bytes:,} bytes"
     facts = f"{state.partitions} partitions, {state.replication} replicas, {size}"
-    problems: list[tuple[State, str, str]] = []
+    problems: list[tuple[Level, str, str]] = []
     if state.min_insync_replicas > state.replication:
         problems.append(
             (
@@ -269,7 +292,12 @@ def _example(settings: Settings, task: Task) -> Iterator[Finding]:
     schema = event_schema(task.events[0], folders)
     values: list[Any] = list(Encoder(schema).encode_many([dict(task.example)]))
     events = Decoder(schema, fields=task.fields).decode_many(values)
-    outputs = [as_item(made) for made in isolate(lambda e: task.prepare(e, [None]), events, stage="prepare")]
+    if task.tables and not hasattr(task, "table"):
+        task.table = {name: {} for name in task.tables}
+    recalled = [task.recall(dict(task.example), State())]
+    outputs = [
+        as_item(made) for made in isolate(lambda e: task.prepare(e, recalled), events, stage="prepare")
+    ]
     if not isinstance(outputs[0], BadRecord):
         items = [outputs[0].value]
         outputs = isolate(lambda i: task.fetch(task.compute(task.stage(i))), items, stage="run")
@@ -277,14 +305,18 @@ def _example(settings: Settings, task: Task) -> Iterator[Finding]:
         topic=lambda: settings.input_topics[0],
         partition=lambda: 0,
         offset=lambda: 0,
-        key=lambda: None,
+        key=lambda: b"example",
         value=lambda: values[0],
         headers=lambda: None,
         timestamp=lambda: (1, 0),
     )
     letters = Letters(settings.dead_letter_topic, task, settings.group_id)
-    finisher = Finisher(task, Encoder(result_schema(task.result, folders)), settings.output_topic, letters)
-    chunk = Chunk(0, [record], {}, {}, len(values[0]), time.monotonic_ns())
+    encoder, place = Encoder(result_schema(task.result, folders)), (settings.input_topics[0], 0)
+    store = Store() if task.stateful else None
+    if store is not None:
+        store.open(place, 1)
+    finisher = Finisher(task, encoder, settings.output_topic, letters, store)
+    chunk = Chunk(0, [record], {place: 1}, {place: 1}, len(values[0]), time.monotonic_ns())
     finished, rejected, silent = finisher.finish(chunk, events, outputs, None)
     if rejected:
         detail = f"the task's example fails in {rejected[0].stage}: {rejected[0]}"

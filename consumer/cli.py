@@ -244,7 +244,12 @@ def produce_emails(
 
 
 @topics.command("create")
-@with_settings(only=[*CONNECTION, "input_topics", "output_topic", "dead_letter_topic"])
+@with_settings(
+    only=[
+        *CONNECTION,
+        *("group_id", "input_topics", "output_topic", "dead_letter_topic", "state_topic", "table_topics"),
+    ]
+)
 def create_topics(
     settings: Settings,
     task: TaskArgument,
@@ -265,7 +270,8 @@ def create_topics(
     from consumer.local.wanted import wanted
     from consumer.tasks import find_task
 
-    specs = wanted(settings.for_task(find_task(settings.task)), partitions, replication)
+    found = find_task(settings.task)
+    specs = wanted(settings.for_task(found), found, partitions, replication)
     made = ensure_topics(settings.admin_conf(), specs)
     console = Console()
     for spec in specs:

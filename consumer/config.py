@@ -263,6 +263,32 @@ class Settings(BaseSettings):
         "Dead letters", 200, "So many dead letters in a row stop the worker. 0 = off.", ge=0
     )
 
+    state_topic: str = _field(
+        "State",
+        "",
+        "Compacted topic in which a stateful task's memory is kept, with as many partitions as its input. Empty: "
+        "<group_id>-state.",
+    )
+    state_ttl_ms: Milliseconds | None = _field(
+        "State",
+        None,
+        "How long the memory of a key lives after its last change, by the records' own time. None: for ever.",
+        ge=1,
+    )
+    state_max_bytes: ByteSize = _field(
+        "State",
+        ByteSize(64 << 10),
+        "Memory of one key at most, as JSON; an event that wants more becomes a dead letter. Below what a topic takes.",
+        ge=16,
+        le=900_000,
+    )
+
+    table_topics: Names = _field(
+        "State",
+        (),
+        "Topics of the task's tables where they are not called like these: TABLE=TOPIC,TABLE=TOPIC.",
+    )
+
     metrics_port: int | None = _field(
         "Logs and metrics",
         None,
@@ -309,6 +335,13 @@ class Settings(BaseSettings):
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
             raise ValueError("must be auto, cpu, cuda, cuda:N (such as cuda:0) or mps")
         return device
+
+    @field_validator("table_topics")
+    @classmethod
+    def _named_tables(cls, topics: tuple[str, ...]) -> tuple[str, ...]:
+        if wrong := [each for each in topics if not re.fullmatch(r"[^=]+=[^=]+", each)]:
+            raise ValueError(f"must be TABLE=TOPIC; {wrong[0]!r} is not")
+        return topics
 
     @field_validator("instance_name")
     @classmethod
@@ -365,6 +398,8 @@ class Settings(BaseSettings):
             "max_batch_age_ms": task.budget.max_batch_age_ms,
         }
         missing = {name: value for name, value in own.items() if getattr(self, name) in (None, "", ())}
+        if task.stateful and not self.state_topic:
+            missing["state_topic"] = f"{missing.get('group_id', self.group_id)}-state"
         filled = self.model_copy(update=missing)
         filled._origins = self._origins | dict.fromkeys(missing, f"task {task.name}")
         for topic in (filled.output_topic, filled.dead_letter_topic):
@@ -374,7 +409,23 @@ class Settings(BaseSettings):
                     "Give input_topics, output_topic and dead_letter_topic different names",
                     exit_code=Exit.USAGE,
                 )
+        if filled.state_topic in (*filled.input_topics, filled.output_topic, filled.dead_letter_topic):
+            raise Fatal(
+                f"state_topic {filled.state_topic} is used for events or results: give it a topic of its own",
+                exit_code=Exit.USAGE,
+            )
         return filled
+
+    def tables(self, task: Task | type[Task]) -> dict[str, str]:
+        """Table -> topic, of all the task's tables.  Raises Fatal for a name that is none of them."""
+        named = dict(each.split("=") for each in self.table_topics)
+        if unknown := sorted(named.keys() - task.tables.keys()):
+            raise Fatal(
+                f"table_topics names {unknown[0]}, but task {task.name} has "
+                + (f"the tables {', '.join(task.tables)}" if task.tables else "no tables"),
+                exit_code=Exit.USAGE,
+            )
+        return {name: named.get(name, name) for name in task.tables}
 
     @property
     def budget(self) -> Budget:

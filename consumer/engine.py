@@ -18,7 +18,7 @@ from typing import Any
 from consumer.batcher import Batch
 from consumer.errors import BadRecord, ConsumerError, Fatal, missing_package
 from consumer.isolation import as_item, described, isolate, kind_of
-from consumer.task import Budget, Device, Item, Task
+from consumer.task import Budget, Device, Item, State, Task
 
 __all__ = ["Done", "Engine", "Failed", "Work", "choose_device"]
 
@@ -82,6 +82,13 @@ def choose_device(device: str = "auto", precision: str = "auto", threads: int | 
         elif kind == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
             precision = "bf16"
     return Device(device, precision)
+
+
+def prepared_example(task: Task) -> Item | BadRecord:
+    """The task's example as the model gets it, seen as the first of its key."""
+    event = dict(task.example)
+    recalled = task.recall(event, State())
+    return as_item(task.prepare([event], [recalled])[0])
 
 
 class Engine:
@@ -158,7 +165,7 @@ class Engine:
         A task off the device that names no largest item has no shapes to warm up: its example is enough.
         """
         task, budget = self._task, self._budget
-        example = as_item(task.prepare([task.example], [None])[0])
+        example = prepared_example(task)
         if isinstance(example, BadRecord):
             raise example
         self._try(example, 1)

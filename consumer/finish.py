@@ -14,8 +14,9 @@ from consumer.codec import Encoder
 from consumer.deadletter import Letters
 from consumer.errors import BadRecord, Fatal, Retry
 from consumer.isolation import described, report
-from consumer.records import Chunk, Event, Finished
-from consumer.task import Task
+from consumer.records import Change, Chunk, Event, Finished
+from consumer.state import Store
+from consumer.task import State, Task
 from consumer.telemetry import ChunkTrace
 
 __all__ = ["PROVENANCE", "Finisher"]
@@ -41,6 +42,9 @@ class Finisher:
     encoder: Encoder
     topic: str
     letters: Letters
+    store: Store | None = None
+    """Keyed state, where the task keeps any."""
+    state_topic: str = ""
 
     def finish(
         self,
@@ -48,13 +52,15 @@ class Finisher:
         events: Sequence[Event | BadRecord],
         outputs: Sequence[Any],
         trace: ChunkTrace | None,
+        changes: Sequence[Change] = (),
     ) -> tuple[Finished, Mapping[int, BadRecord], Set[int]]:
         """What to publish, which places of the chunk went wrong, in order, and which have no result on purpose.
 
-        `outputs[i]` belongs to `events[i]` and is a BadRecord where something went wrong.
+        `outputs[i]` belongs to `events[i]` and is a BadRecord where something went wrong.  `changes` are those of keyed
+        state that the chunk has made already.
         """
         rejected = {i: output for i, output in enumerate(outputs) if isinstance(output, BadRecord)}
-        places, rows = self._results(events, outputs, rejected)
+        places, rows = self._results(chunk, events, outputs, rejected)
         encoded = self.encoder.encode_many(rows, self._provenance(chunk, events, places))
         values = [value for value in encoded if not isinstance(value, BadRecord)]
         if len(values) < len(encoded):
@@ -73,20 +79,22 @@ class Finisher:
             ],
             next_offsets=chunk.next_offsets,
             epochs=chunk.epochs,
+            changes=[*changes, *self.store.take()] if self.store is not None else (),
+            state_topic=self.state_topic,
         )
         silent = set(range(len(outputs))).difference(places, rejected) if len(places) < len(outputs) else NONE
         return finished, rejected, silent
 
     def _results(
-        self, events: Sequence[Any], outputs: Sequence[Any], rejected: dict[int, BadRecord]
+        self, chunk: Chunk, events: Sequence[Any], outputs: Sequence[Any], rejected: dict[int, BadRecord]
     ) -> tuple[Sequence[int], Sequence[Event]]:
         """Places and rows of all results; what goes wrong on the way is added to `rejected`."""
         if type(self.task).finish is Task.finish and set(map(type, outputs)) == {dict}:
             return range(len(outputs)), outputs
-        return self._finish_each(events, outputs, rejected)
+        return self._finish_each(chunk, events, outputs, rejected)
 
     def _finish_each(
-        self, events: Sequence[Any], outputs: Sequence[Any], rejected: dict[int, BadRecord]
+        self, chunk: Chunk, events: Sequence[Any], outputs: Sequence[Any], rejected: dict[int, BadRecord]
     ) -> tuple[list[int], list[Event]]:
         """Ask the task about every event that got so far, once; one that fails here fails alone."""
         places: list[int] = []
@@ -96,7 +104,7 @@ class Finisher:
                 rejected[i].stage = rejected[i].stage or "run"
                 continue
             try:
-                result: Any = self.task.finish(events[i], output, {})
+                result: Any = self._finish_one(chunk, i, events[i], output)
             except (Retry, Fatal):
                 raise
             except BadRecord as error:
@@ -113,6 +121,15 @@ class Finisher:
                     detail = f"the task gave {type(result).__name__}, not a dict"
                     rejected[i] = BadRecord("result_does_not_fit", detail, stage="finish")
         return places, results
+
+    def _finish_one(self, chunk: Chunk, place: int, event: Event, output: Any) -> Event | None:
+        if self.store is None:
+            return self.task.finish(event, output, State())
+        record = chunk.records[place]
+        partition = (record.topic(), record.partition())
+        if not self.store.holds(partition, chunk.epochs[partition]):
+            return None  # not ours any more: its new owner does it again, and our state of it is gone
+        return self.store.use("finish", record, lambda state: self.task.finish(event, output, state))
 
     def _provenance(self, chunk: Chunk, events: Sequence[Any], places: Sequence[int]) -> dict[str, list[Any]]:
         """What every result says of its origin, a column each."""

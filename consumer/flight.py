@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 from consumer.errors import BadRecord
-from consumer.records import Chunk, Epochs, Event
+from consumer.records import Change, Chunk, Epochs, Event
 from consumer.sink import Settled
 from consumer.telemetry import ChunkTrace
 
@@ -30,6 +30,10 @@ class AtWork:
     missing: int
     """Outputs that are still to come."""
     trace: ChunkTrace | None
+    recalled: Sequence[Any] | None = None
+    """What the task recalled, by place; None where it recalls nothing."""
+    changes: Sequence[Change] = ()
+    """Of keyed state, made while recalling."""
 
     def good_stretches(self) -> Iterator[tuple[int, int]]:
         """(start, stop) of the stretches between what was rejected already."""
@@ -77,11 +81,18 @@ class Flights:
     def __len__(self) -> int:
         return len(self._in_flight)
 
-    def admit(self, chunk: Chunk, events: list[Event | BadRecord], trace: ChunkTrace | None) -> AtWork:
+    def admit(
+        self,
+        chunk: Chunk,
+        events: list[Event | BadRecord],
+        trace: ChunkTrace | None,
+        recalled: Sequence[Any] | None = None,
+        changes: Sequence[Change] = (),
+    ) -> AtWork:
         """Begin work on a decoded chunk."""
         outputs: list[Any] = [event if type(event) is BadRecord else None for event in events]
         missing = outputs.count(None)
-        opened = AtWork(chunk, events, list(events), outputs, missing, trace)
+        opened = AtWork(chunk, events, list(events), outputs, missing, trace, recalled, changes)
         self.at_work[chunk.number] = opened
         self._in_flight[chunk.number] = InFlight(chunk, trace, events if trace is not None else ())
         self.records += len(events)

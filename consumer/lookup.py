@@ -14,7 +14,7 @@ from consumer.finish import PROVENANCE
 from consumer.registry import Registry
 from consumer.task import Task
 
-__all__ = ["event_schema", "registry_of", "result_schema", "schema_folders"]
+__all__ = ["event_schema", "registry_of", "result_schema", "schema_folders", "table_schema"]
 
 
 def registry_of(settings: Settings) -> Registry | None:
@@ -47,6 +47,11 @@ def result_schema(name: str, folders: Sequence[Path]) -> Schema:
     """The schema of a result.  Raises Fatal where there is none or no worker could use it."""
     reason = "every result says which event it is about and which model made it"
     return _require(load_schema(name, folders), PROVENANCE, reason)
+
+
+def table_schema(name: str, folders: Sequence[Path]) -> Schema:
+    """The schema of the rows of a table.  Raises Fatal where there is none."""
+    return load_schema(name, folders)
 
 
 def _require(schema: Schema, fields: Sequence[str], reason: str) -> Schema:

@@ -61,6 +61,7 @@ class Metrics:
         self._group: Labels = {"task": task, "messaging.consumer.group.name": group}
         self._lag: Mapping[TopicPartition, int] = {}
         self._in_flight = (0, 0)
+        self._state = (0, 0)
         self._count(meter, {**self._group, "messaging.system": "kafka"})
         self._measure(meter)
         self._observe(meter)
@@ -113,6 +114,8 @@ class Metrics:
         gauge("lag", "{record}", "records not yet committed, by partition", self._lags)
         gauge("in_flight", "{record}", "records read and not yet committed", lambda: [self._now(0)])
         gauge("in_flight.size", "By", "bytes read and not yet committed", lambda: [self._now(1)])
+        gauge("state.entries", "{entry}", "entries of keyed state", lambda: [self._remembered(0)])
+        gauge("state.size", "By", "memory of keyed state, about", lambda: [self._remembered(1)])
 
     def polled(self, records: int, nbytes: int) -> None:
         """One chunk was read."""
@@ -164,6 +167,10 @@ class Metrics:
         """What has been read and not yet committed; replaces the last."""
         self._in_flight = (records, nbytes)
 
+    def state(self, entries: int, nbytes: int) -> None:
+        """What a stateful task remembers; replaces the last."""
+        self._state = (entries, nbytes)
+
     def latency(self, records: Sequence[Record], now_ms: float) -> None:
         """The results of these records became visible at `now_ms` since the epoch.
 
@@ -186,6 +193,9 @@ class Metrics:
                 "messaging.destination.partition.id": str(partition),
             }
             yield Observation(records, {**self._group, **where})
+
+    def _remembered(self, which: int) -> Observation:
+        return Observation(self._state[which], self._labels)
 
     def _now(self, which: int) -> Observation:
         return Observation(self._in_flight[which], self._labels)

@@ -33,15 +33,19 @@ class Pool:
     def __init__(self, task: Task, threads: int, post: Callable[[Prepared | Failed], None]) -> None:
         self._task = task
         self._post = post
-        self._inbox: queue.SimpleQueue[tuple[int, int, Sequence[Event]] | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[tuple[int, int, Sequence[tuple[Event, Any]]] | None] = (
+            queue.SimpleQueue()
+        )
         self._threads = threads
         for number in range(threads):
             # daemons: a `prepare` that hangs must not hold up the end of the process
             threading.Thread(target=self._main, name=f"prepare-{number}", daemon=True).start()
 
-    def submit(self, chunk: int, start: int, events: Sequence[Event]) -> None:
-        """Prepare `events`, which stand at `start`... of the chunk."""
-        self._inbox.put((chunk, start, events))
+    def submit(
+        self, chunk: int, start: int, events: Sequence[Event], recalled: Sequence[Any] | None = None
+    ) -> None:
+        """Prepare `events`, which stand at `start`... of the chunk, with what was recalled for each."""
+        self._inbox.put((chunk, start, list(zip(events, recalled or [None] * len(events), strict=True))))
 
     def stop(self) -> None:
         """Drop what has not begun."""
@@ -55,9 +59,9 @@ class Pool:
         while (work := self._inbox.get()) is not None:
             self._prepare(*work)
 
-    def _prepare(self, chunk: int, start: int, events: Sequence[Event]) -> None:
+    def _prepare(self, chunk: int, start: int, pairs: Sequence[tuple[Event, Any]]) -> None:
         try:
-            items = [as_item(made) for made in isolate(self._call, events, stage="prepare")]
+            items = [as_item(made) for made in isolate(self._call, pairs, stage="prepare")]
         except ConsumerError as error:
             self._post(Failed(error))
         except BaseException as error:
@@ -67,5 +71,5 @@ class Pool:
         else:
             self._post(Prepared(chunk, start, items))
 
-    def _call(self, events: Sequence[Any]) -> Sequence[Any]:
-        return self._task.prepare(events, [None] * len(events))
+    def _call(self, pairs: Sequence[tuple[Event, Any]]) -> Sequence[Any]:
+        return self._task.prepare([event for event, _ in pairs], [recalled for _, recalled in pairs])

@@ -178,6 +178,11 @@ class TransactionalProducer:
                 self._publish_one(finished.topic, source.key(), value, headers, 0)
         for letter in finished.dead:
             self._publish_one(letter.topic, letter.key, letter.value, letter.headers, letter.timestamp_ms)
+        for change in finished.changes:
+            _, number = change.source
+            self._publish_one(
+                finished.state_topic, change.key, change.value, None, change.timestamp_ms, partition=number
+            )
 
     def _publish_plain(self, finished: Finished) -> None:
         rows: list[dict[str, Any]] = [
@@ -208,7 +213,13 @@ class TransactionalProducer:
         return again
 
     def _publish_one(
-        self, topic: str, key: bytes | None, value: bytes | None, headers: Any, timestamp_ms: int
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Any,
+        timestamp_ms: int,
+        partition: int = -1,
     ) -> None:
         while True:
             try:
@@ -218,6 +229,7 @@ class TransactionalProducer:
                     key=key,
                     headers=headers,
                     timestamp=timestamp_ms,
+                    partition=partition,
                     on_delivery=self._on_delivery,
                 )
                 return

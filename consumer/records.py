@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 __all__ = [
+    "Change",
     "Chunk",
     "Epochs",
     "Event",
@@ -73,6 +74,16 @@ class Outgoing:
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """One change of keyed state: a row of the changelog, in the partition with the number of its `source`."""
+
+    source: TopicPartition
+    key: bytes
+    value: bytes | None
+    timestamp_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """A finished chunk on its way to the sink: all that must become visible together.
 
@@ -88,6 +99,9 @@ class Finished:
     dead: Sequence[Outgoing]
     next_offsets: Offsets
     epochs: Epochs
+    changes: Sequence[Change] = ()
+    """Of keyed state, for `state_topic`."""
+    state_topic: str = ""
 
     def without(self, gone: frozenset[TopicPartition]) -> Finished:
         """The same less everything that came from the partitions in `gone`."""
@@ -102,6 +116,7 @@ class Finished:
             dead=[d for d in self.dead if (d.source.topic(), d.source.partition()) not in gone],
             next_offsets={tp: o for tp, o in self.next_offsets.items() if tp not in gone},
             epochs={tp: e for tp, e in self.epochs.items() if tp not in gone},
+            changes=[change for change in self.changes if change.source not in gone],
         )
 
     def with_dead(self, place: int, letter: Outgoing) -> Finished:

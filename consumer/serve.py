@@ -8,8 +8,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 from consumer.codec import Decoder, Encoder, load_older
@@ -19,8 +20,11 @@ from consumer.engine import choose_device
 from consumer.errors import Fatal
 from consumer.exits import Exit
 from consumer.finish import Finisher
-from consumer.lookup import event_schema, registry_of, result_schema, schema_folders
+from consumer.lookup import event_schema, registry_of, result_schema, schema_folders, table_schema
 from consumer.ops.health import Health, HealthServer
+from consumer.registry import Registry
+from consumer.state import Store
+from consumer.tables import Tables
 from consumer.task import Device, Task
 from consumer.tasks import load_task
 from consumer.telemetry import Telemetry
@@ -89,14 +93,56 @@ def build(settings: Settings, task: Task, telemetry: Telemetry) -> Worker:
         for topic, name in _events_by_topic(settings, task).items()
     }
     letters = Letters(settings.dead_letter_topic, task, settings.group_id)
+    tables = _tables(settings, task, folders, registry)
+    if tables is not None:
+        task.table = tables.rows
     return Worker(
         settings,
         task,
+        tables=tables,
         decoders=decoders,
-        finisher=Finisher(task, Encoder(result, schema_id=schema_id), settings.output_topic, letters),
+        finisher=Finisher(
+            task,
+            Encoder(result, schema_id=schema_id),
+            settings.output_topic,
+            letters,
+            _store(settings, task),
+            settings.state_topic,
+        ),
         choose_device=_chooser(settings, task),
         telemetry=telemetry,
     )
+
+
+def _tables(
+    settings: Settings, task: Task, folders: Sequence[Path], registry: Registry | None
+) -> Tables | None:
+    """What the task looks up, if it does."""
+    topics = settings.tables(task)
+    if not topics:
+        return None
+    decoders = {
+        name: Decoder(
+            table_schema(task.tables[name], folders),
+            load_older(task.tables[name], folders),
+            registry=registry,
+            max_record_bytes=int(settings.max_record_bytes),
+        ).decode_many
+        for name in topics
+    }
+    return Tables(settings.admin_conf(), settings.group_id, topics, decoders)
+
+
+def _store(settings: Settings, task: Task) -> Store | None:
+    """Room for what the task remembers, if it does."""
+    if not task.stateful:
+        return None
+    if len(settings.input_topics) > 1:
+        raise Fatal(
+            f"task {task.name} keeps state, so it reads one topic; input_topics names {len(settings.input_topics)}",
+            exit_code=Exit.USAGE,
+        )
+    return Store(ttl_ms=settings.state_ttl_ms, max_value_bytes=int(settings.state_max_bytes))
 
 
 def _events_by_topic(settings: Settings, task: Task) -> dict[str, str]:

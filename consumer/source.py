@@ -43,7 +43,10 @@ _REFUSED = {
 
 
 class Source:
-    """A member of a consumer group.  `revoked` is called inside `poll`, before partitions go in good order."""
+    """A member of a consumer group.  `revoked` is called inside `poll`, before partitions go in good order.
+
+    With `shut`, nothing is read of a newly assigned partition until `open_up` is called for it.
+    """
 
     def __init__(
         self,
@@ -53,6 +56,7 @@ class Source:
         max_chunk_records: int,
         gather_ms: float,
         revoked: Revoked,
+        shut: bool = False,
         rebalanced: Callable[[str, int], None] = lambda kind, partitions: None,
     ) -> None:
         self._topics = list(topics)
@@ -60,6 +64,8 @@ class Source:
         self._gather_s = gather_ms / 1000
         self._revoked = revoked
         self._rebalanced = rebalanced
+        self._begins_shut = shut
+        self._shut: set[TopicPartition] = set()
         self._epochs: dict[TopicPartition, int] = {}
         self._assignments = 0
         self._chunks = 0
@@ -125,6 +131,7 @@ class Source:
         """Wait up to `timeout_s` for records; runs the rebalance callbacks.  None when there are none."""
         if self._held:
             self._consumer.pause(self._consumer.assignment())  # also what was assigned meanwhile
+        entered = self._epochs
         first = self._consumer.poll(timeout_s)
         messages: list[Message] = []
         before = self._epochs
@@ -136,9 +143,33 @@ class Source:
             messages = [first]  # was handed out while pausing took effect; it counts like any other
         if self._failure is not None:
             raise self._failure
+        if self._shut:
+            if self._epochs is not entered:
+                self._consumer.pause([ClientPartition(*tp) for tp in self._shut])
+            messages = self._without_shut(messages)
         if not messages:
             return None
         return self._chunk(messages, before)
+
+    def _without_shut(self, messages: list[Message]) -> list[Message]:
+        """Leave out, for later, what had come of shut partitions before they were paused."""
+        kept: list[Message] = []
+        back: dict[TopicPartition, int] = {}
+        for message in messages:
+            tp = (message.topic() or "", message.partition() or 0)
+            if tp not in self._shut:
+                kept.append(message)
+            elif message.error() is None:
+                back.setdefault(tp, message.offset() or 0)
+        for (topic, partition), offset in back.items():
+            self._consumer.seek(ClientPartition(topic, partition, offset))
+        return kept
+
+    def open_up(self, partition: TopicPartition) -> None:
+        """Read a partition that was shut."""
+        self._shut.discard(partition)
+        if not self._held:
+            self._consumer.resume([ClientPartition(*partition)])
 
     def _chunk(self, messages: list[Message], before: Mapping[TopicPartition, int]) -> Chunk | None:
         # the client's messages are our records; its stubs only allow for error messages, which are out
@@ -210,7 +241,8 @@ class Source:
         """Take records again."""
         if self._held:
             self._held = False
-            self._consumer.resume(self._consumer.assignment())
+            ours = self._consumer.assignment()
+            self._consumer.resume([p for p in ours if (p.topic, p.partition) not in self._shut])
 
     def lag(self, finished: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
         """Records between what is `finished` (next offsets) and the end of each partition, as last heard of."""
@@ -236,6 +268,8 @@ class Source:
         for partition in partitions:
             self._assignments += 1
             epochs[partition.topic, partition.partition] = self._assignments
+        if self._begins_shut:
+            self._shut |= {(p.topic, p.partition) for p in partitions}
         self._epochs = epochs
         log.info("assigned %s; %d partitions are ours", _names(partitions), len(epochs))
         self._rebalanced("assigned", len(partitions))
@@ -257,6 +291,7 @@ class Source:
         self._rebalanced("lost", len(partitions))
 
     def _forget(self, gone: frozenset[TopicPartition]) -> None:
+        self._shut -= gone
         self._epochs = {tp: epoch for tp, epoch in self._epochs.items() if tp not in gone}
 
     def _on_error(self, error: KafkaError | None) -> None:

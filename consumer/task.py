@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 from consumer.errors import BadRecord
 from consumer.records import Event
 
-__all__ = ["Budget", "Device", "Item", "Rejected", "Task"]
+__all__ = ["Budget", "Device", "Item", "Rejected", "State", "Task"]
 
 Rejected = BadRecord
 """What `prepare` puts (not raises) in the place of an event that it will not process."""
@@ -64,6 +64,27 @@ class Device:
     precision: str = "fp32"
 
 
+class State(dict[str, Any]):
+    """What a task remembers under a record's key; a dict of what JSON can say, empty in the beginning.
+
+    Change it in place.  The changes of an event are kept when the call returns and forgotten when it raises; they
+    become durable in the same transaction as its result.  An empty one takes no room.  `partition` is the same for all
+    keys of the record's source partition, whose number is `number`.
+    """
+
+    __slots__ = ("number", "partition")
+
+    def __init__(
+        self,
+        values: Mapping[str, Any] | None = None,
+        partition: dict[str, Any] | None = None,
+        number: int = 0,
+    ) -> None:
+        super().__init__(values or {})
+        self.partition: dict[str, Any] = {} if partition is None else partition
+        self.number = number
+
+
 class Task:
     """What is done to events.  Methods run on the threads named in their docstrings and need no locks."""
 
@@ -78,6 +99,13 @@ class Task:
     """Whether the model wants a torch device; without it torch is never imported."""
     example: ClassVar[Event]
     """One event: warm-up input, demonstration and documentation."""
+    stateful: ClassVar[bool] = False
+    """Whether `recall` and `finish` get to keep state.  Then every record needs a key: state lives under it."""
+    tables: ClassVar[Mapping[str, str]] = {}
+    """Table name -> name of the schema of its records: compacted topics that every worker holds whole."""
+    table: Mapping[str, Mapping[str, Event]]
+    """Table name -> record key (UTF-8) -> its latest event.  Filled before the worker joins its group, then kept up to
+    date while it runs: take a row once and use that.  Any thread may read it."""
     version: str = "0"
     """Version of the model; stands in every result.  `load` may set it."""
     budget: ClassVar[Budget] = Budget()
@@ -86,9 +114,18 @@ class Task:
     def load(self, device: Device) -> None:
         """Device thread, once, before the worker joins its group: build the model."""
 
+    def recall(self, event: Event, state: State) -> Any:
+        """Loop thread, in poll order, before anything is computed: what `prepare` should know of the past.
+
+        Its state is its own: what `recall` writes only `recall` sees, and the same holds for `finish`, which runs
+        later, when other events have been recalled already.
+        """
+        return None
+
     def prepare(self, events: Sequence[Event], recalled: Sequence[Any]) -> Sequence[Item | Rejected]:
         """Prepare pool: turn events into items, many at once; same length, same order.
 
+        `recalled[i]` is what `recall` said of `events[i]`.
         Must be free of state and safe on several threads.  Put a `BadRecord` where an event is not acceptable.
         Without an override the event itself is the item.
         """
@@ -98,7 +135,7 @@ class Task:
         """Device thread: `Item.value`s in, one output each, same length, same order."""
         raise NotImplementedError(f"task {self.name!r} does not say how to run")
 
-    def finish(self, event: Event, output: Any, state: Mapping[str, Any]) -> Event | None:
+    def finish(self, event: Event, output: Any, state: State) -> Event | None:
         """Loop thread, in poll order: the result's own fields, or None for no result.
 
         Without an override the output is the result and must be a dict of the result schema's own fields.

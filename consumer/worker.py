@@ -1,7 +1,7 @@
 """The loop: one thread that owns the consumer, the order of things and nothing slow.
 
-    Kafka ─poll─► chunk ─decode─► prepare ─► batcher ─► device ─► finish ─► sink ─transaction─► Kafka
-          └─────── loop ───────┘└─ pool ─┘└─ loop ─┘└ device ┘└─ loop ─┘└──── sink thread ────┘
+    Kafka ─poll─► chunk ─decode─► recall ─► prepare ─► batcher ─► device ─► finish ─► sink ─transaction─► Kafka
+          └─────────── loop ────────────┘└─ pool ─┘└─ loop ─┘└ device ┘└─ loop ─┘└──── sink thread ────┘
 
 `step` is one turn of it.  Other threads answer through one inbox.  Order and offsets belong to chunks, efficiency
 belongs to batches: a batch may mix items of several chunks, a chunk goes to the sink when all its items are done and
@@ -21,6 +21,7 @@ from functools import partial
 from typing import Any
 
 from consumer.batcher import Batch, Batcher, Run, runs_of
+from consumer.changelog import Changelog
 from consumer.codec import Decoder
 from consumer.config import Settings
 from consumer.coverage import Coverage
@@ -30,10 +31,12 @@ from consumer.errors import BadRecord
 from consumer.finish import Finisher
 from consumer.flight import AtWork, Flights
 from consumer.intake import Decoded, Intake
+from consumer.memory import Memory
 from consumer.pool import Pool, Prepared
 from consumer.records import Chunk, Event, TopicPartition
 from consumer.sink import Aborted, Settle, Settled, Sink, SinkFailed, WantGrant
 from consumer.source import Source
+from consumer.tables import Tables
 from consumer.task import Device, Item, Task
 from consumer.telemetry import ChunkTrace, Telemetry
 
@@ -43,6 +46,7 @@ log = logging.getLogger(__name__)
 
 _IDLE_S = 0.1
 _BUSY_S = 0.002
+_RESTORE_S = 0.01
 _UNDER_WAY = 2  # batches: one runs, one is staged
 
 
@@ -66,7 +70,9 @@ class Worker:
         finisher: Finisher,
         choose_device: Callable[[], Device],
         telemetry: Telemetry,
+        tables: Tables | None = None,
     ) -> None:
+        self._tables = tables
         self._settings = settings
         self._task = task
         self._finisher = finisher
@@ -97,9 +103,11 @@ class Worker:
             max_chunk_records=settings.max_chunk_records,
             gather_ms=settings.gather_ms,
             revoked=self._settle,
+            shut=finisher.store is not None,
             rebalanced=self._on_rebalance,
         )
         self._intake = Intake(self._source, decoders)
+        self._memory = self._remember(finisher)
         self._coverage = self._cover()
         self._flights = Flights()
         self._on_device = 0
@@ -112,6 +120,15 @@ class Worker:
         self.loaded = False
         self.published = 0
         """Results and dead letters that are visible."""
+
+    def _remember(self, finisher: Finisher) -> Memory | None:
+        if finisher.store is None:
+            return None
+        settings = self._settings
+        changelog = Changelog(
+            settings.admin_conf(), settings.group_id, finisher.state_topic, finisher.store.load
+        )
+        return Memory(self._task, finisher.store, changelog, self._source.open_up)
 
     def _cover(self) -> Coverage | None:
         if not self._settings.instance_name:
@@ -134,13 +151,18 @@ class Worker:
         return not self._flights
 
     def start(self, stopping: Callable[[], bool] = lambda: False) -> None:
-        """Load the model, then join the group: a broken model never takes partitions.
+        """Fill the tables, load the model, then join the group: a broken model never takes partitions.
 
         `stopping` is asked while no broker answers: when it says so, this returns.
         """
+        deadline_s = time.monotonic() + self._settings.startup_timeout_ms / 1000
+        if self._tables is not None:
+            self._tables.start(deadline_s, stopping)
         self._engine.start()
         self.loaded = True
         _calm_garbage_collector()
+        if self._memory is not None:
+            self._memory.check(self._settings.input_topics)
         self._sink.start()
         if self._coverage is not None:
             self._coverage.start()
@@ -175,6 +197,10 @@ class Worker:
         self._source.close()  # first: giving up the partitions settles what is finished, and the sink does that
         self._sink.stop(max(0.0, deadline - time.monotonic()))
         self._engine.stop(max(0.0, min(1.0, deadline - time.monotonic())))
+        if self._memory is not None:
+            self._memory.close()
+        if self._tables is not None:
+            self._tables.stop(max(0.0, min(1.0, deadline - time.monotonic())))
 
     # Reading.
 
@@ -185,6 +211,8 @@ class Worker:
             decoded = None
             self._intake.serve_group()
         self._announce()
+        if self._memory is not None and self._memory.restoring:
+            self._memory.restore(_RESTORE_S)
         return decoded
 
     @property
@@ -196,7 +224,7 @@ class Worker:
 
     def _patience_s(self) -> float:
         """How long a poll may block: not at all while other threads work for us, for they answer elsewhere."""
-        if self._on_device or self._preparing:
+        if self._on_device or self._preparing or (self._memory is not None and self._memory.restoring):
             return 0.0
         due_ns = self._batcher.due_ns()
         if due_ns is None:
@@ -205,7 +233,8 @@ class Worker:
 
     def _admit(self, chunk: Chunk, events: list[Event | BadRecord]) -> None:
         self._telemetry.polled(len(events), chunk.nbytes)
-        opened = self._flights.admit(chunk, events, self._telemetry.open(chunk))
+        recalled, changes = (None, []) if self._memory is None else self._memory.recall(chunk, events)
+        opened = self._flights.admit(chunk, events, self._telemetry.open(chunk), recalled, changes)
         for start, stop in opened.good_stretches():
             self._prepare(opened, start, stop)
 
@@ -216,7 +245,9 @@ class Worker:
             return
         size = self._settings.prepare_slice
         for begin in range(start, stop, size):
-            self._pool.submit(number, begin, opened.values[begin : min(begin + size, stop)])
+            end = min(begin + size, stop)
+            recalled = None if opened.recalled is None else opened.recalled[begin:end]
+            self._pool.submit(number, begin, opened.values[begin:end], recalled)
             self._preparing += 1
 
     # What other threads have done.
@@ -339,7 +370,7 @@ class Worker:
         """Chunks leave in the order in which they came."""
         for opened in self._flights.pop_done():
             finished, rejected, silent = self._finisher.finish(
-                opened.chunk, opened.events, opened.outputs, opened.trace
+                opened.chunk, opened.events, opened.outputs, opened.trace, opened.changes
             )
             self._flights.note(finished.number, rejected, silent)
             self._count(rejected, len(opened.chunk.records))
@@ -380,6 +411,8 @@ class Worker:
         self._membership_changed = False
         grant = self._source.grant()
         self._sink.submit(grant)
+        if self._memory is not None:
+            self._memory.follow(grant.epochs)
         gone = self._flights.drop_foreign(grant.epochs)
         if gone:
             self._batcher.drop(gone.__contains__)
@@ -391,3 +424,5 @@ class Worker:
             self._reported_s = now
             self._telemetry.lag(self._source.lag(self._committed))
             self._telemetry.in_flight(self._flights.records, self._flights.nbytes)
+            if (store := self._finisher.store) is not None:
+                self._telemetry.state(len(store), store.nbytes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from consumer.config import Settings
 from consumer.local.topics import TopicSpec, describe_topics
+from consumer.task import Task
 
 __all__ = ["HEADERS_BYTES", "PARTITIONS", "wanted"]
 
@@ -12,10 +13,14 @@ PARTITIONS = 6
 HEADERS_BYTES = 64 << 10
 """What the headers of a dead letter may take beside the original record."""
 _KAFKA_MAX_MESSAGE_BYTES = 1_048_588
+_CALM = {"segment.bytes": str(64 << 20), "min.cleanable.dirty.ratio": "0.2"}
+"""Smaller segments than usual: only closed ones are compacted, and what is not compacted is read at every restore."""
 
 
-def wanted(settings: Settings, partitions: int, replication: int | None) -> list[TopicSpec]:
-    """Inputs, results, dead letters; `settings` are complete (`Settings.for_task`).  Raises Retry and Fatal.
+def wanted(settings: Settings, task: type[Task], partitions: int, replication: int | None) -> list[TopicSpec]:
+    """Inputs, results, dead letters, state and tables.  Raises Retry and Fatal.
+
+    `settings` are complete (`Settings.for_task`).
 
     A dead letter carries its record whole, so its topic takes a little more than the inputs do.
     """
@@ -24,7 +29,13 @@ def wanted(settings: Settings, partitions: int, replication: int | None) -> list
         (state.max_message_bytes for state in there.values() if state), default=_KAFKA_MAX_MESSAGE_BYTES
     )
     copies = -1 if replication is None else replication
+    inputs = [state.partitions for state in there.values() if state]
+    memory = TopicSpec(
+        settings.state_topic, max(inputs, default=partitions), copies, "compact", settings=_CALM
+    )
     return [
+        *([memory] if settings.state_topic else []),
+        *(TopicSpec(name, 1, copies, "compact") for name in settings.tables(task).values()),
         *(TopicSpec(name, partitions, copies) for name in settings.input_topics),
         TopicSpec(settings.output_topic, partitions, copies),
         TopicSpec(settings.dead_letter_topic, partitions, copies, max_message_bytes=largest + HEADERS_BYTES),

@@ -15,7 +15,7 @@ from consumer.models.minilm import PAD
 from consumer.models.spam import ENCODER_IDS, WEIGHTS, load_spam
 from consumer.models.tokens import MAX_IDS, Ids, encode
 from consumer.records import Event
-from consumer.task import Budget, Item
+from consumer.task import Budget, Item, State
 from consumer.torch_task import TorchTask
 
 __all__ = ["SpamTask"]
@@ -71,7 +71,7 @@ class SpamTask(TorchTask):
         """ids (batch, length) -> probability of spam (batch,)."""
         return torch.sigmoid(self._model(tensors["ids"]))
 
-    def finish(self, event: Event, output: float, state: Mapping[str, Any]) -> Event:
+    def finish(self, event: Event, output: float, state: State) -> Event:
         label = "spam" if output >= self._threshold else "ham"
         return {"label": label, "probability": output, "threshold": self._threshold}
 

@@ -21,6 +21,7 @@ from consumer.exits import Exit
 from consumer.local import probe
 from consumer.local.topics import TopicSpec, describe_topics, ensure_topics
 from consumer.local.wanted import HEADERS_BYTES, wanted
+from consumer.tasks import find_task
 
 TASK = "consumer.tasks.click_scores:ClickScores"
 
@@ -36,7 +37,7 @@ def healthy(bootstrap_servers: str, unique_name: Callable[[str], str]) -> Settin
         output_topic=unique_name("out"),
         dead_letter_topic=unique_name("dead"),
     )
-    ensure_topics(settings.admin_conf(), wanted(settings, 3, None))
+    ensure_topics(settings.admin_conf(), wanted(settings, find_task(TASK), 3, None))
     return settings
 
 
@@ -210,7 +211,7 @@ def test_the_dead_letter_topic_takes_more_than_the_largest_input(
     settings = changed(
         healthy, input_topics=(*healthy.input_topics, big), dead_letter_topic=unique_name("dead")
     )
-    made = ensure_topics(settings.admin_conf(), wanted(settings, 2, 1))
+    made = ensure_topics(settings.admin_conf(), wanted(settings, find_task(TASK), 2, 1))
     assert made == [settings.dead_letter_topic]
     state = describe_topics(settings.admin_conf(), made)[settings.dead_letter_topic]
     assert state is not None

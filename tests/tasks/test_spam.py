@@ -15,7 +15,7 @@ from consumer.errors import Fatal
 from consumer.models.minilm import CLS, PAD, SEP
 from consumer.models.spam import ENCODER_IDS, HASH_BITS, WEIGHTS, buckets
 from consumer.records import Event
-from consumer.task import Device, Item
+from consumer.task import Device, Item, State
 from consumer.tasks.spam import SpamTask
 
 TOLERANCE = 0.02
@@ -61,7 +61,7 @@ def probabilities(task: SpamTask, events: list[Event]) -> list[float]:
 
 def test_obvious_letters_get_obvious_verdicts(task: SpamTask) -> None:
     verdicts = [
-        task.finish(letter(*one), output, {})
+        task.finish(letter(*one), output, State())
         for one, output in zip(LETTERS, probabilities(task, [letter(*one) for one in LETTERS]), strict=True)
     ]
     assert [verdict["label"] for verdict in verdicts] == ["ham", "ham", "ham", "spam", "spam", "ham"]
@@ -86,7 +86,7 @@ def test_a_letter_without_words_gets_a_verdict_that_says_unknown(task: SpamTask)
     for empty in (letter("", ""), letter(" ", "\n\n", "<img src='x.gif'>")):
         (output,) = probabilities(task, [empty])
         assert output == 0.5
-        assert task.finish(empty, output, {})["label"] == "ham"
+        assert task.finish(empty, output, State())["label"] == "ham"
 
 
 def test_form_does_not_decide(task: SpamTask) -> None:
@@ -150,7 +150,7 @@ def test_another_threshold_changes_the_label_and_nothing_else() -> None:
     (made,) = task.prepare([task.example], [None])
     assert isinstance(made, Item)
     (probability,) = task.run([made.value])
-    assert task.finish(task.example, probability, {}) == {
+    assert task.finish(task.example, probability, State()) == {
         "label": "spam",
         "probability": probability,
         "threshold": 0.0001,

@@ -15,10 +15,11 @@ FLOORS: dict[str, int] = {
     "errors": 0, "exits": 0, "records": 0, "task": 0, "secret": 0, "properties": 0, "config": 0, "layers": 0,
     "logs": 0, "metrics": 0, "sampling": 0, "traceparent": 0, "traces": 0, "telemetry": 0, "text": 0,
     # parts
-    "source": 1, "sink": 1, "codec": 1, "registry": 1, "batcher": 1, "state": 1, "coverage": 1, "deadletter": 1,
-    "isolation": 1, "models": 1,
+    "source": 1, "sink": 1, "codec": 1, "registry": 1, "batcher": 1, "deadletter": 1,
+    "state": 1, "changelog": 1, "tables": 1, "coverage": 1, "isolation": 1, "models": 1,
     # parts put to work
     "engine": 2, "pool": 2, "torch_task": 2, "tasks": 2, "finish": 2, "flight": 2, "intake": 2, "lookup": 2,
+    "memory": 2,
     # the loop
     "worker": 3,
     # doors
@@ -29,7 +30,7 @@ PRIVATE = {
     "schema": "codec", "wire": "codec", "columns": "codec", "producer": "sink", "outcome": "sink",
 }  # fmt: skip
 DOORS = {
-    "confluent_kafka": {"source", "sink", "coverage", "registry", "local"},
+    "confluent_kafka": {"source", "sink", "changelog", "tables", "coverage", "registry", "local"},
     "fastavro": {"codec"},
     "torch": {"engine", "torch_task", "models", "tasks", "train"},
     "opentelemetry": {"telemetry", "traces", "metrics", "traceparent"},
