@@ -384,7 +384,7 @@ class _Caller:
 
     def __init__(self) -> None:
         self._calls: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        self._answers: queue.Queue[BaseException | None] = queue.Queue()
         self._start()
 
     def call(self, call: Callable[[], object], deadline_s: float) -> None:
@@ -401,7 +401,7 @@ class _Caller:
     def _start(self) -> None:
         """A thread with queues of its own: what an old one may still answer reaches nobody, and then it ends."""
         self._calls.put(None)
-        self._calls, self._answers = queue.SimpleQueue(), queue.SimpleQueue()
+        self._calls, self._answers = queue.SimpleQueue(), queue.Queue()
         threading.Thread(
             target=self._serve, args=(self._calls, self._answers), name="transaction", daemon=True
         ).start()
@@ -409,7 +409,7 @@ class _Caller:
     @staticmethod
     def _serve(
         calls: queue.SimpleQueue[Callable[[], object] | None],
-        answers: queue.SimpleQueue[BaseException | None],
+        answers: queue.Queue[BaseException | None],
     ) -> None:
         while (call := calls.get()) is not None:
             try:

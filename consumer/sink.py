@@ -117,7 +117,7 @@ class Sink:
         self._refused = refused
         self._lighten = lighten
         self._post = post
-        self._inbox: queue.SimpleQueue[Finished | Grant | Settle | None] = queue.SimpleQueue()
+        self._inbox: queue.Queue[Finished | Grant | Settle | None] = queue.Queue()
         self._pending: list[Finished] = []
         self._grant: Grant | None = None
         self._waiters: list[threading.Event] = []

@@ -77,7 +77,7 @@ class Worker:
         self._task = task
         self._finisher = finisher
         self._telemetry = telemetry
-        self._inbox: queue.SimpleQueue[Done | Failed | Prepared | Any] = queue.SimpleQueue()
+        self._inbox: queue.Queue[Done | Failed | Prepared | Any] = queue.Queue()
         post = self._inbox.put
         self._engine = Engine(task, choose_device, settings.budget, post)
         self._pool = (
