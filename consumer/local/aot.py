@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from consumer.local.cache import keep_newest
+from consumer.fetch import keep_newest
 from consumer.local.java import Java
 
 __all__ = ["AotCache", "cache_key"]

@@ -32,9 +32,9 @@ from confluent_kafka.admin import AdminClient
 from rich.console import Console
 
 from consumer.errors import Fatal
+from consumer.fetch import cache_dir, keep_newest
 from consumer.local import kafka, supervisor
 from consumer.local.aot import AotCache, cache_key
-from consumer.local.cache import cache_dir, keep_newest
 from consumer.local.jars import ensure_jars, kafka_dir
 from consumer.local.java import Java, find_java
 

