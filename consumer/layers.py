@@ -26,9 +26,8 @@ _TABLES = ("kafka", "task_options")
 _SECRETS = ("schema_registry_password", "schema_registry_token")
 _BESIDE = re.compile(r"CONFIG|CACHE|JAVA|TEST_.+")
 """Variables with our prefix that are no settings of the worker: this file, `local` and the test suite read them."""
-_SERVICE_LINK = re.compile(
-    r"(.+_)?(SERVICE_(HOST|PORT)(_.+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
-)
+_SERVICE_LINK = re.compile(r"(.+_)?(SERVICE_(HOST|PORT)(_.+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
+_SERVICE_URL = re.compile(r"(.+_)?PORT(_\d+_(TCP|UDP|SCTP))?")
 """What Kubernetes puts into every pod's environment for a Service that happens to be called `consumer`."""
 _USERINFO = re.compile(r"://[^/@\s]+@")
 
@@ -131,7 +130,7 @@ def _from_environment() -> _Layer:
         name = variable.upper().removeprefix(_PREFIX)
         if name == variable.upper() or _BESIDE.fullmatch(name):
             continue
-        if "://" in text and _SERVICE_LINK.fullmatch(name):
+        if "://" in text and _SERVICE_URL.fullmatch(name):
             values.pop(name.lower(), None)
         elif name.lower().removesuffix("_file") in _SECRETS:
             values |= {name.lower(): text} if text else {}

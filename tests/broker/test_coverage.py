@@ -32,6 +32,7 @@ def test_proof_3_a_named_worker_killed_in_the_middle_of_a_rebalance_orphans_noth
     first = rig.worker(FAULTY, "--instance-name", "a", *quick)
     tail.until(lambda found: len(found) >= len(sent), 90, first)
     for worker in (first, second):
+        worker.wait_said("is ready on")  # it listens to signals by then
         assert worker.stop() == 0
     tail.read(1.0)
     assert_each_once((score(m.value())["event_id"] for m in tail.of(rig.out)), sent)

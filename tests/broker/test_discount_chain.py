@@ -152,6 +152,7 @@ def test_no_discount_twice_and_no_budget_overspent(rig: Rig) -> None:
         workers.append(rig.worker("discount", *flags))
     tail.count(len(carts), 120, workers[0])
     for worker in workers:
+        worker.wait_said("is ready on")  # it listens to signals by then
         assert worker.stop() == 0, worker.said()[-3000:]
     tail.read(1.0)
     decisions = [decision(message) for message in tail.of(rig.out)]

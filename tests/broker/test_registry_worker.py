@@ -104,7 +104,7 @@ def event(name: str, **more: Any) -> dict[str, Any]:
 
 NEWER = {
     **CLICK,
-    "fields": [*CLICK["fields"], {"name": "price", "type": ["null", "double"], "default": None}],
+    "fields": [*CLICK["fields"], {"name": "shade", "type": ["null", "double"], "default": None}],
 }
 
 
@@ -121,7 +121,7 @@ def test_confluent_frames_in_and_out(rig: Rig, registry: RegistryServer) -> None
     rig.send(
         [
             framed(old, CLICK, event("old")),
-            framed(new, NEWER, event("new", price=1.5)),
+            framed(new, NEWER, event("new", shade=1.5)),
             framed(4711, CLICK, event("x")),
             framed(1, CLICK, event("x")),  # a schema that is no record
             framed(new, NEWER, event("new-2")),

@@ -111,6 +111,7 @@ def test_state_survives_kills_and_rebalances(rig: Rig) -> None:
     assert workers.pop(1).stop() == 0
     tail.count(len(sent), 60, workers[0])
     for worker in workers:
+        worker.wait_said("is ready on")  # it listens to signals by then
         assert worker.stop() == 0, worker.said()[-3000:]
     tail.read(1.0)
     results = tail.of(rig.out)

@@ -96,6 +96,9 @@ def test_unknown_settings_are_refused_with_a_suggestion(monkeypatch: pytest.Monk
     assert "`consumer config` lists all settings" in text
     monkeypatch.setenv("CONSUMER_GATHERMS", "1")
     assert "unknown variable CONSUMER_GATHERMS: did you mean CONSUMER_GATHER_MS?" in refusal()
+    monkeypatch.delenv("CONSUMER_GATHERMS")
+    monkeypatch.setenv("CONSUMER_METRIC_PORT", "3")  # looks like what Kubernetes adds, but has no address
+    assert "unknown variable CONSUMER_METRIC_PORT: did you mean CONSUMER_METRICS_PORT?" in refusal()
 
 
 @pytest.mark.parametrize(
