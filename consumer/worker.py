@@ -306,6 +306,9 @@ class Worker:
             opened = self._flights.at_work.get(run.chunk)
             if opened is not None:
                 opened.outputs[run.start : run.stop] = done.outputs[begin:end]
+                opened.values[run.start : run.stop] = [None] * len(
+                    run
+                )  # pictures are large: gone when they are seen
                 opened.missing -= len(run)
             begin = end
         self._telemetry.device_ran((done.ended_ns - done.begun_ns) / 1e6)

@@ -34,6 +34,8 @@ FETCHED_AT_ONCE = 4
 """Referenced files that one prepare call reads side by side: so many are in memory whole."""
 ROOM_BYTES = 256 * MIB
 """Decoded pictures that may wait for the device before `prepare` waits: a file of 1 KB can hold megabytes of them."""
+PATIENCE_S = 30.0
+"""How long it waits: who still holds pictures then does not let go of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +122,8 @@ class ImageTask(TorchTask):
 
     def prepare(self, events: Sequence[Event], recalled: Sequence[Any]) -> Sequence[Item | BadRecord]:
         """Decoded pictures of each upload; an item costs as many tokens as it has pictures."""
-        while self._waiting_bytes() > ROOM_BYTES:
+        deadline = time.monotonic() + PATIENCE_S
+        while self._waiting_bytes() > ROOM_BYTES and time.monotonic() < deadline:
             time.sleep(0.005)
         made: list[Item | BadRecord] = []
         for begin in range(0, len(events), FETCHED_AT_ONCE):

@@ -277,9 +277,8 @@ def test_time_of_decoding_is_bounded() -> None:
     assert isinstance(other, Item)
 
 
-def test_decoding_waits_while_too_many_pictures_wait_for_the_device(
-    task: ImageTask, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_decoding_waits_while_too_many_pictures_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = ImageTask()  # one whose pictures no other test may still hold
     monkeypatch.setattr(image_module, "ROOM_BYTES", 1_000)
     event = upload(still("image/jpeg"))
     held = task.prepare([event], [None])
