@@ -135,7 +135,7 @@ def _clicks(count: int) -> list[tuple[str, bytes, bytes]]:
         }
         for number in range(count)
     ]
-    values = Encoder(load_schema("click")).encode_many(events)
+    values = Encoder(load_schema("click.1")).encode_many(events)
     return [
         (e["id"], e["user"].encode(), v) for e, v in zip(events, values, strict=True) if isinstance(v, bytes)
     ]
@@ -206,7 +206,7 @@ def _stages() -> Figures:
 
     task, size, rounds = ClickScores(), 2_000, 30
     values = [value for _, _, value in _clicks(size)]
-    decoder, encoder = Decoder(load_schema("click")), Encoder(load_schema("click_score"))
+    decoder, encoder = Decoder(load_schema("click.1")), Encoder(load_schema("click_score"))
     events = decoder.decode_many(values)
     outputs = task.run(events)  # type: ignore[arg-type]
     rows = [

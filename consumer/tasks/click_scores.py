@@ -19,6 +19,7 @@ class ClickScores(Task):
     name: ClassVar[str] = "click_scores"
     events: ClassVar[tuple[str, ...]] = ("click",)
     result: ClassVar[str] = "click_score"
+    fields: ClassVar[tuple[str, ...] | None] = ("id", "user", "product", "kind", "time")
     version = "1"
     budget: ClassVar[Budget] = Budget(max_batch_items=8192)
     example: ClassVar[Event] = {
