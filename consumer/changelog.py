@@ -57,13 +57,16 @@ class _Restoring:
 
 
 class Changelog:
-    """Reads the state of partitions back.  `load` takes rows in, the oldest first."""
+    """Reads the state of partitions back.
+
+    topics: input topic -> where its changes are.  `load` takes rows in, the oldest first.
+    """
 
     def __init__(
         self,
         conf: Mapping[str, Any],
         group_id: str,
-        topic: str,
+        topics: Mapping[str, str],
         load: Callable[[TopicPartition, Iterable[Row]], None],
     ) -> None:
         never_joins = {
@@ -86,9 +89,9 @@ class Changelog:
             },
             logger=librdkafka,
         )
-        self._topic = topic
+        self._topics = topics
         self._load = load
-        self._under_way: dict[int, _Restoring] = {}
+        self._under_way: dict[TopicPartition, _Restoring] = {}  # by the changelog's partition
         self._said_s = 0.0
 
     @property
@@ -96,33 +99,34 @@ class Changelog:
         """Whether any partition is being restored."""
         return bool(self._under_way)
 
-    def check(self, topics: Iterable[str]) -> None:
-        """Raises Fatal unless the changelog is there with a partition for each of every one of `topics`."""
+    def check(self) -> None:
+        """Raises Fatal unless the changelog of every topic is there with a partition for each of the topic's."""
         try:
             known = self._consumer.list_topics(timeout=_CALL_S).topics
         except KafkaException as error:
-            raise Fatal(f"cannot look for topic {self._topic!r}: {error.args[0].str()}") from error
-        if self._topic not in known:
-            raise Fatal(f"topic {self._topic!r} does not exist: create it (consumer topics create)")
-        have = len(known[self._topic].partitions)
-        for topic in topics:
+            names = ", ".join(map(repr, self._topics.values()))
+            raise Fatal(f"cannot look for topic {names}: {error.args[0].str()}") from error
+        for topic, changes in self._topics.items():
+            if changes not in known:
+                raise Fatal(f"topic {changes!r} does not exist: create it (consumer topics create)")
+            have = len(known[changes].partitions)
             wanted = len(known[topic].partitions) if topic in known else 0
             if have < wanted:
                 raise Fatal(
-                    f"topic {self._topic!r} has {have} partitions and {topic!r} has {wanted}: keyed state needs one "
-                    f"for each; add them (kafka-topics --alter --topic {self._topic} --partitions {wanted})"
+                    f"topic {changes!r} has {have} partitions and {topic!r} has {wanted}: keyed state needs one "
+                    f"for each; add them (kafka-topics --alter --topic {changes} --partitions {wanted})"
                 )
 
     def begin(self, source: TopicPartition) -> None:
         """Restore the state of a partition from the beginning."""
         self.cancel(source)
-        self._under_way[source[1]] = _Restoring(source, begun_s=time.monotonic())
+        self._under_way[self._place(source)] = _Restoring(source, begun_s=time.monotonic())
 
     def cancel(self, source: TopicPartition) -> None:
         """The partition went away."""
-        restoring = self._under_way.pop(source[1], None)
+        restoring = self._under_way.pop(self._place(source), None)
         if restoring is not None and restoring.end is not None:
-            self._consumer.incremental_unassign([ClientPartition(self._topic, source[1])])
+            self._consumer.incremental_unassign([ClientPartition(*self._place(source))])
 
     def step(self, patience_s: float) -> list[TopicPartition]:
         """Go on for about `patience_s`; returns the partitions whose state is complete now."""
@@ -171,8 +175,12 @@ class Changelog:
             each.asks_for_end = True
             return False
         each.end = answer.offset
-        self._consumer.incremental_assign([ClientPartition(self._topic, each.source[1], OFFSET_BEGINNING)])
+        self._consumer.incremental_assign([ClientPartition(*self._place(each.source), OFFSET_BEGINNING)])
         return False
+
+    def _place(self, source: TopicPartition) -> TopicPartition:
+        """Where the changes of a partition are."""
+        return self._topics[source[0]], source[1]
 
     def _wait_for_offset(self, source: TopicPartition) -> None:
         """On the thread `changelog`: returns once no transaction is open on the group's offset of the partition."""
@@ -182,7 +190,7 @@ class Changelog:
 
     def _ask_for_end(self, each: _Restoring) -> Future[Any]:
         """The offset behind everything that was written, committed or not."""
-        place = ClientPartition(self._topic, each.source[1])
+        place = ClientPartition(*self._place(each.source))
         replies = self._admin.list_offsets(
             {place: OffsetSpec.latest()},  # type: ignore[no-untyped-call]
             isolation_level=IsolationLevel.READ_UNCOMMITTED,
@@ -191,22 +199,22 @@ class Changelog:
         return replies[place]
 
     def _read(self, patience_s: float) -> list[_Restoring]:
-        rows: dict[int, list[Row]] = {}
+        rows: dict[TopicPartition, list[Row]] = {}
         restored = []
         for message in self._consumer.consume(_READ_RECORDS, patience_s):
-            number, error = message.partition() or 0, message.error()
-            each = self._under_way.get(number)
+            place, error = (message.topic() or "", message.partition() or 0), message.error()
+            each = self._under_way.get(place)
             if each is None:
                 continue
             if error is None:
-                rows.setdefault(number, []).append(_row(message))
+                rows.setdefault(place, []).append(_row(message))
             elif error.code() == KafkaError._PARTITION_EOF:
                 if each.end is not None and (message.offset() or 0) >= each.end:
                     restored.append(each)
             else:
                 log.warning("reading the state of %s[%d]: %s", *each.source, error.str())
-        for number, found in rows.items():
-            each = self._under_way[number]
+        for place, found in rows.items():
+            each = self._under_way[place]
             each.rows += len(found)
             self._load(each.source, found)
         self._say()

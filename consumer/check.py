@@ -137,7 +137,8 @@ def _broker(settings: Settings) -> Iterator[Finding]:
 
 def _topics(settings: Settings, task: Task) -> Iterator[Finding]:
     outputs = [settings.output_topic, settings.dead_letter_topic]
-    compacted = [*([settings.state_topic] if settings.state_topic else []), *settings.tables(task).values()]
+    memory = {changes: topic for topic, changes in settings.changelogs.items()}
+    compacted = [*memory, *settings.tables(task).values()]
     names = [*settings.input_topics, *outputs, *compacted]
     states = describe_topics(settings.admin_conf(), names)
     may = probe.permissions(settings, [name for name in names if states[name] is not None])
@@ -148,25 +149,23 @@ def _topics(settings: Settings, task: Task) -> Iterator[Finding]:
             remedy = f"consumer topics create {settings.task}"
             yield Finding(f"topic {name}", "fail", "does not exist, or this user may not see it", remedy)
             continue
-        rights = (
-            ["WRITE"] if name in outputs else ["READ", "WRITE"] if name == settings.state_topic else ["READ"]
-        )
+        rights = ["WRITE"] if name in outputs else ["READ", "WRITE"] if name in memory else ["READ"]
         if may.get(name) and (missing := [right for right in rights if right not in may[name]]):
             right = " and ".join(missing)
             yield Finding(
                 f"topic {name}", "fail", f"this user may not {right}", f"grant {right} on the topic"
             )
         elif name in compacted:
-            yield _compacted(state, [states[topic] for topic in settings.input_topics], settings.state_topic)
+            yield _compacted(state, states[memory[name]] if name in memory else None)
         elif name == settings.dead_letter_topic:
             yield from _topic(state, is_input=False, least_bytes=largest)
         else:
             yield from _topic(state, is_input=name in settings.input_topics, least_bytes=0)
 
 
-def _compacted(state: TopicState, inputs: list[TopicState | None], memory: str) -> Finding:
-    """A table, or the topic of keyed state, which needs a partition for each of the input."""
-    what, wanted = f"topic {state.name}", max((each.partitions for each in inputs if each), default=0)
+def _compacted(state: TopicState, source: TopicState | None) -> Finding:
+    """A table, or the topic of keyed state, which needs a partition for each of its `source`."""
+    what, wanted = f"topic {state.name}", 0 if source is None else source.partitions
     if "compact" not in state.cleanup_policy:
         return Finding(
             what,
@@ -174,7 +173,7 @@ def _compacted(state: TopicState, inputs: list[TopicState | None], memory: str) 
             f"has cleanup.policy={state.cleanup_policy}: what is old and still holds would be deleted",
             f"set cleanup.policy=compact on {state.name}",
         )
-    if state.name == memory and state.partitions < wanted:
+    if state.partitions < wanted:
         remedy = f"kafka-topics --alter --topic {state.name} --partitions {wanted}"
         return Finding(what, "fail", f"has {state.partitions} partitions, the input {wanted}", remedy)
     return Finding(what, "ok", f"{state.partitions} partitions, compacted")

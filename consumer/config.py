@@ -10,6 +10,7 @@ import os
 import re
 import socket
 import uuid
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -62,6 +63,8 @@ class Settings(BaseSettings):
         hide_input_in_errors=True,
         validate_default=True,
     )
+    _events: dict[str, str] = PrivateAttr(default_factory=dict)
+    _changelogs: dict[str, str] = PrivateAttr(default_factory=dict)
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)  # where `load` found each value
 
     bootstrap_servers: str | None = _field(
@@ -89,7 +92,10 @@ class Settings(BaseSettings):
         "every start has a new name, and a crash holds readers up for transaction_timeout_ms.",
     )
     input_topics: Names = _field(
-        "Topics", (), "Topics to read, separated by commas. Default: the task's events + s."
+        "Topics",
+        (),
+        "Topics to read, separated by commas. Default: the task's events + s. Of a task that reads several kinds of "
+        "events, a topic of another name says its kind: spam_verdict=my-verdicts.",
     )
     output_topic: str = _field("Topics", "", "Topic for the results. Default: the task's result + s.")
     dead_letter_topic: str = _field(
@@ -267,7 +273,7 @@ class Settings(BaseSettings):
         "State",
         "",
         "Compacted topic in which a stateful task's memory is kept, with as many partitions as its input. Empty: "
-        "<group_id>-state.",
+        "<group_id>-state. A task that reads several topics has one for each: <state_topic>-<topic>.",
     )
     state_ttl_ms: Milliseconds | None = _field(
         "State",
@@ -389,7 +395,6 @@ class Settings(BaseSettings):
         own = {
             "task": self.task or task.name,
             "group_id": f"consumer-{task.name}",
-            "input_topics": tuple(f"{event}s" for event in task.events),
             "output_topic": f"{task.result}s",
             "dead_letter_topic": f"{task.name}_dead_letters",
             "max_batch_items": task.budget.max_batch_items,
@@ -400,8 +405,14 @@ class Settings(BaseSettings):
         missing = {name: value for name, value in own.items() if getattr(self, name) in (None, "", ())}
         if task.stateful and not self.state_topic:
             missing["state_topic"] = f"{missing.get('group_id', self.group_id)}-state"
+        named = self.input_topics or tuple(f"{event}s" for event in task.events)
+        topics = self._events or _events_by_topic(named, task)
+        missing["input_topics"] = tuple(topics)
         filled = self.model_copy(update=missing)
-        filled._origins = self._origins | dict.fromkeys(missing, f"task {task.name}")
+        filled._events = topics
+        filled._changelogs = _changelogs(filled.state_topic, topics, task)
+        given = {"input_topics"} if self.input_topics else set()
+        filled._origins = self._origins | dict.fromkeys(missing.keys() - given, f"task {task.name}")
         for topic in (filled.output_topic, filled.dead_letter_topic):
             if topic in filled.input_topics:
                 raise Fatal(
@@ -409,9 +420,10 @@ class Settings(BaseSettings):
                     "Give input_topics, output_topic and dead_letter_topic different names",
                     exit_code=Exit.USAGE,
                 )
-        if filled.state_topic in (*filled.input_topics, filled.output_topic, filled.dead_letter_topic):
+        used = {*filled.input_topics, filled.output_topic, filled.dead_letter_topic}
+        if doubled := sorted(used.intersection(filled.changelogs.values())):
             raise Fatal(
-                f"state_topic {filled.state_topic} is used for events or results: give it a topic of its own",
+                f"state_topic {doubled[0]} is used for events or results: give it a topic of its own",
                 exit_code=Exit.USAGE,
             )
         return filled
@@ -426,6 +438,16 @@ class Settings(BaseSettings):
                 exit_code=Exit.USAGE,
             )
         return {name: named.get(name, name) for name in task.tables}
+
+    @property
+    def events_by_topic(self) -> dict[str, str]:
+        """Input topic -> kind of its events; complete after `for_task`."""
+        return self._events
+
+    @property
+    def changelogs(self) -> dict[str, str]:
+        """Input topic -> topic of its keyed state; empty for a task without state.  Complete after `for_task`."""
+        return self._changelogs
 
     @property
     def budget(self) -> Budget:
@@ -471,6 +493,41 @@ class Settings(BaseSettings):
     def admin_conf(self) -> dict[str, Any]:
         """Properties that any client needs: where the brokers are and how to be let in; secrets in the clear."""
         return admin_conf(self)
+
+
+def _events_by_topic(named: Sequence[str], task: Task | type[Task]) -> dict[str, str]:
+    """Topic -> kind of event.  Raises Fatal where a topic does not say which of the task's kinds it has.
+
+    A topic says it as `event=topic`, or has the kind's usual name; else topics stand for the kinds in their order, and
+    a task of one kind may read it from many topics.
+    """
+    kinds, usual = task.events, {f"{event}s": event for event in task.events}
+    pairs = [each.rpartition("=")[::2] for each in named]
+    if len(kinds) == 1:
+        pairs = [(event or kinds[0], topic) for event, topic in pairs]
+    elif len(named) == len(kinds) and not any(event for event, _ in pairs):
+        pairs = [(event, topic) for event, (_, topic) in zip(kinds, pairs, strict=True)]
+    else:
+        pairs = [(event or usual.get(topic, ""), topic) for event, topic in pairs]
+    for event, topic in pairs:
+        if event not in kinds:
+            wrong = f"not {event!r}" if event else "and this topic does not say which of them it has"
+            raise Fatal(
+                f"input_topics: task {task.name} reads {', '.join(kinds)}, {wrong}: "
+                f"write {kinds[0]}={topic} for a topic of {kinds[0]} events",
+                exit_code=Exit.USAGE,
+            )
+    return {topic: event for event, topic in pairs}
+
+
+def _changelogs(state_topic: str, topics: Iterable[str], task: Task | type[Task]) -> dict[str, str]:
+    """Input topic -> topic of its state; state is per partition, and those of two topics have the same numbers."""
+    if not task.stateful:
+        return {}
+    names = list(topics)
+    if len(names) == 1 == len(task.events):
+        return {names[0]: state_topic}
+    return {name: f"{state_topic}-{name}" for name in names}
 
 
 _ORDER = (

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from consumer.codec import Encoder
 from consumer.deadletter import Letters
 from consumer.errors import BadRecord, Fatal, Retry
 from consumer.isolation import described, report
-from consumer.records import Change, Chunk, Event, Finished
+from consumer.records import Change, Chunk, Event, Finished, identity
 from consumer.state import Store
 from consumer.task import State, Task
 from consumer.telemetry import ChunkTrace
@@ -44,7 +44,8 @@ class Finisher:
     letters: Letters
     store: Store | None = None
     """Keyed state, where the task keeps any."""
-    state_topic: str = ""
+    changelogs: Mapping[str, str] = field(default_factory=dict)
+    """Input topic -> topic of its state's changes."""
 
     def finish(
         self,
@@ -80,7 +81,7 @@ class Finisher:
             next_offsets=chunk.next_offsets,
             epochs=chunk.epochs,
             changes=[*changes, *self.store.take()] if self.store is not None else (),
-            state_topic=self.state_topic,
+            changelogs=self.changelogs,
         )
         silent = set(range(len(outputs))).difference(places, rejected) if len(places) < len(outputs) else NONE
         return finished, rejected, silent
@@ -135,7 +136,7 @@ class Finisher:
         """What every result says of its origin, a column each."""
         records, count = [chunk.records[i] for i in places], len(places)
         return {
-            "event_id": [events[i]["id"] for i in places],
+            "event_id": [identity(events[i]) for i in places],
             "source_topic": [record.topic() for record in records],
             "source_partition": [record.partition() for record in records],
             "source_offset": [record.offset() for record in records],

@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 from consumer.errors import BadRecord
-from consumer.records import Change, Chunk, Epochs, Event
+from consumer.records import Change, Chunk, Epochs, Event, identity
 from consumer.sink import Settled
 from consumer.telemetry import ChunkTrace
 
@@ -65,7 +65,7 @@ class InFlight:
 
     def _event_id(self, place: int) -> str | None:
         event = self.events[place]
-        return None if isinstance(event, BadRecord) else str(event.get("id"))
+        return None if isinstance(event, BadRecord) else str(identity(event))
 
 
 class Flights:

@@ -40,7 +40,9 @@ def schema_folders(settings: Settings, task: type[Task] | None = None) -> list[P
 
 def event_schema(name: str, folders: Sequence[Path]) -> Schema:
     """The schema of an event.  Raises Fatal where there is none or no worker could use it."""
-    return _require(load_schema(name, folders), ("id",), "results name their event by it")
+    schema = load_schema(name, folders)
+    is_result = any(field["name"] == "event_id" for field in schema.definition["fields"])
+    return schema if is_result else _require(schema, ("id",), "results name their event by it")
 
 
 def result_schema(name: str, folders: Sequence[Path]) -> Schema:

@@ -6,7 +6,7 @@ partition goes.  Loop thread only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from consumer.changelog import Changelog
@@ -37,9 +37,9 @@ class Memory:
         """Whether partitions wait for their state."""
         return self._changelog.busy
 
-    def check(self, topics: Iterable[str]) -> None:
-        """Raises Fatal where the changelog does not fit the topics that are read."""
-        self._changelog.check(topics)
+    def check(self) -> None:
+        """Raises Fatal where a changelog does not fit the topic that is read."""
+        self._changelog.check()
 
     def follow(self, epochs: Epochs) -> None:
         """After a rebalance: forget what went, restore what came."""

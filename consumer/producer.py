@@ -179,9 +179,14 @@ class TransactionalProducer:
         for letter in finished.dead:
             self._publish_one(letter.topic, letter.key, letter.value, letter.headers, letter.timestamp_ms)
         for change in finished.changes:
-            _, number = change.source
+            topic, number = change.source
             self._publish_one(
-                finished.state_topic, change.key, change.value, None, change.timestamp_ms, partition=number
+                finished.changelogs[topic],
+                change.key,
+                change.value,
+                None,
+                change.timestamp_ms,
+                partition=number,
             )
 
     def _publish_plain(self, finished: Finished) -> None:

@@ -7,7 +7,7 @@ so a part touches a list once a chunk; a frozen dataclass for every record would
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 __all__ = [
@@ -22,10 +22,18 @@ __all__ = [
     "Outgoing",
     "Record",
     "TopicPartition",
+    "identity",
 ]
 
 Event = dict[str, Any]
 """A decoded record: field name -> Avro value (timestamps stay integers in the unit of their schema)."""
+
+
+def identity(event: Event) -> str:
+    """What names an event: its `id`, or of a result the event that it is about."""
+    return str(event["id"] if "id" in event else event.get("event_id"))
+
+
 TopicPartition = tuple[str, int]
 Headers = list[tuple[str, bytes | None]]
 Offsets = Mapping[TopicPartition, int]
@@ -100,8 +108,9 @@ class Finished:
     next_offsets: Offsets
     epochs: Epochs
     changes: Sequence[Change] = ()
-    """Of keyed state, for `state_topic`."""
-    state_topic: str = ""
+    """Of keyed state, for the changelog of their topic."""
+    changelogs: Mapping[str, str] = field(default_factory=dict)
+    """Input topic -> topic of its state's changes."""
 
     def without(self, gone: frozenset[TopicPartition]) -> Finished:
         """The same less everything that came from the partitions in `gone`."""

@@ -70,11 +70,14 @@ class Schema:
         return cls(definition["name"], text, canonical, prefix, definition, named)
 
     def select(self, fields: Iterable[str]) -> Schema:
-        """The same with only these top-level fields, and `id`.  Raises Fatal for a field that is not there."""
+        """The same with only these top-level fields, and what names the event.
+
+        Raises Fatal for a field that is not there.
+        """
         have = [field["name"] for field in self.definition["fields"]]
         if missing := sorted(set(fields) - set(have)):
             raise Fatal(f"{self.name} has no field {', '.join(missing)}; it has {', '.join(have)}")
-        kept = [field for field in self.definition["fields"] if field["name"] in {"id", *fields}]
+        kept = [field for field in self.definition["fields"] if field["name"] in {"id", "event_id", *fields}]
         definition = {**self.definition, "fields": kept}
         return replace(self, canonical=to_parsing_canonical_form(definition), definition=definition)
 

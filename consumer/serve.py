@@ -17,7 +17,6 @@ from consumer.codec import Decoder, Encoder, load_older
 from consumer.config import Settings
 from consumer.deadletter import Letters
 from consumer.engine import choose_device
-from consumer.errors import Fatal
 from consumer.exits import Exit
 from consumer.finish import Finisher
 from consumer.lookup import event_schema, registry_of, result_schema, schema_folders, table_schema
@@ -90,7 +89,7 @@ def build(settings: Settings, task: Task, telemetry: Telemetry) -> Worker:
             fields=task.fields,
             max_record_bytes=int(settings.max_record_bytes),
         )
-        for topic, name in _events_by_topic(settings, task).items()
+        for topic, name in settings.events_by_topic.items()
     }
     letters = Letters(settings.dead_letter_topic, task, settings.group_id)
     tables = _tables(settings, task, folders, registry)
@@ -107,7 +106,7 @@ def build(settings: Settings, task: Task, telemetry: Telemetry) -> Worker:
             settings.output_topic,
             letters,
             _store(settings, task),
-            settings.state_topic,
+            settings.changelogs,
         ),
         choose_device=_chooser(settings, task),
         telemetry=telemetry,
@@ -137,26 +136,7 @@ def _store(settings: Settings, task: Task) -> Store | None:
     """Room for what the task remembers, if it does."""
     if not task.stateful:
         return None
-    if len(settings.input_topics) > 1:
-        raise Fatal(
-            f"task {task.name} keeps state, so it reads one topic; input_topics names {len(settings.input_topics)}",
-            exit_code=Exit.USAGE,
-        )
     return Store(ttl_ms=settings.state_ttl_ms, max_value_bytes=int(settings.state_max_bytes))
-
-
-def _events_by_topic(settings: Settings, task: Task) -> dict[str, str]:
-    """Input topic -> event schema: in the order of the task's events; one kind of event may come on many topics."""
-    topics, events = settings.input_topics, task.events
-    if len(events) == 1:
-        return dict.fromkeys(topics, events[0])
-    if len(topics) != len(events):
-        raise Fatal(
-            f"task {task.name} reads {len(events)} kinds of events ({', '.join(events)}), so input_topics must name as "
-            f"many topics in that order; it names {len(topics)}",
-            exit_code=Exit.USAGE,
-        )
-    return dict(zip(topics, events, strict=True))
 
 
 def _chooser(settings: Settings, task: Task) -> Callable[[], Device]:

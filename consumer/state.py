@@ -28,7 +28,8 @@ Answer = TypeVar("Answer")
 
 _MARK: Mapping[Phase, bytes] = {"recall": b"r", "finish": b"f"}
 _TIME = b"t"
-"""Changelog keys: `r:` or `f:` and the record's key; `r` or `f` for the partition; `tr` or `tf` for its stream time."""
+"""Changelog keys: `r:` or `f:` and the record's key; `r` or `f` for the partition, `r/` or `f/` and a name for a
+part of it; `tr` or `tf` for its stream time."""
 _ENTRY_BYTES = 200
 """What an entry takes beside its key and value: objects, a place in the dict."""
 
@@ -114,16 +115,22 @@ class Store:
             raise BadRecord("no_key", "the record has no key, and what the task remembers lives under it")
         shelf, own = self._shelves[partition, mark], mark + b":" + key
         stream_ms = max(shelf.stream_ms, record.timestamp()[1])
-        known, changed_ms = shelf.entries.get(own, (b"", stream_ms))
-        if self._is_over(changed_ms, stream_ms):
-            known = b""
+        known = self._living(shelf, own, stream_ms)
         shared, _ = shelf.entries.get(mark, (b"", 0))
         if shelf.shared is None:
             shelf.shared = decode(shared) if shared else {}
-        state = State(decode(known) if known else None, shelf.shared, record.partition())
+        before: dict[bytes, bytes] = {}
+
+        def load(name: str) -> dict[str, Any]:
+            place = mark + b"/" + name.encode()
+            before[place] = self._living(shelf, place, stream_ms)
+            return decode(before[place]) if before[place] else {}
+
+        state = State(decode(known) if known else None, shelf.shared, partition[1], partition[0], load)
         try:
             answer = call(state)
             wanted, wanted_shared = self._encoded(state), self._encoded(state.partition)
+            parts = list(map(self._encoded, state.parts.values()))
         except BaseException:
             shelf.shared = None  # changed in place, perhaps
             raise
@@ -132,6 +139,9 @@ class Store:
             self._change(partition, shelf, own, wanted)
         if wanted_shared != shared:
             self._change(partition, shelf, mark, wanted_shared)
+        for place, value in zip(before, parts, strict=True):
+            if value != before[place]:
+                self._change(partition, shelf, place, value)
         return answer
 
     def take(self) -> list[Change]:
@@ -151,6 +161,10 @@ class Store:
             for key, (value, at_ms) in shelf.entries.items()
             if len(key) == 1 or not self._is_over(at_ms, shelf.stream_ms)
         }
+
+    def _living(self, shelf: _Shelf, key: bytes, now_ms: int) -> bytes:
+        value, changed_ms = shelf.entries.get(key, (b"", now_ms))
+        return b"" if self._is_over(changed_ms, now_ms) else value
 
     def _encoded(self, state: dict[str, Any]) -> bytes:
         if not state:

@@ -16,7 +16,7 @@ publishes exactly once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -69,20 +69,34 @@ class State(dict[str, Any]):
 
     Change it in place.  The changes of an event are kept when the call returns and forgotten when it raises; they
     become durable in the same transaction as its result.  An empty one takes no room.  `partition` is the same for all
-    keys of the record's source partition, whose number is `number`.
+    keys of the record's source partition, which is number `number` of `topic`; so is each `part`.
     """
 
-    __slots__ = ("number", "partition")
+    __slots__ = ("_load", "number", "partition", "parts", "topic")
 
     def __init__(
         self,
         values: Mapping[str, Any] | None = None,
         partition: dict[str, Any] | None = None,
         number: int = 0,
+        topic: str = "",
+        load: Callable[[str], dict[str, Any]] = lambda name: {},
     ) -> None:
         super().__init__(values or {})
         self.partition: dict[str, Any] = {} if partition is None else partition
         self.number = number
+        self.topic = topic
+        self.parts: dict[str, dict[str, Any]] = {}
+        self._load = load
+
+    def part(self, name: str) -> dict[str, Any]:
+        """A further dict of the source partition, under a name of the task's own: change it in place.
+
+        For what is too large to be written whole at every event: only parts that changed are.
+        """
+        if name not in self.parts:
+            self.parts[name] = self._load(name)
+        return self.parts[name]
 
 
 class Task:

@@ -126,7 +126,7 @@ class Worker:
             return None
         settings = self._settings
         changelog = Changelog(
-            settings.admin_conf(), settings.group_id, finisher.state_topic, finisher.store.load
+            settings.admin_conf(), settings.group_id, finisher.changelogs, finisher.store.load
         )
         return Memory(self._task, finisher.store, changelog, self._source.open_up)
 
@@ -162,7 +162,7 @@ class Worker:
         self.loaded = True
         _calm_garbage_collector()
         if self._memory is not None:
-            self._memory.check(self._settings.input_topics)
+            self._memory.check()
         self._sink.start()
         if self._coverage is not None:
             self._coverage.start()

@@ -29,12 +29,13 @@ def wanted(settings: Settings, task: type[Task], partitions: int, replication: i
         (state.max_message_bytes for state in there.values() if state), default=_KAFKA_MAX_MESSAGE_BYTES
     )
     copies = -1 if replication is None else replication
-    inputs = [state.partitions for state in there.values() if state]
-    memory = TopicSpec(
-        settings.state_topic, max(inputs, default=partitions), copies, "compact", settings=_CALM
-    )
+    inputs = {name: state.partitions if state else partitions for name, state in there.items()}
+    memory = [
+        TopicSpec(changes, inputs[topic], copies, "compact", settings=_CALM)
+        for topic, changes in settings.changelogs.items()
+    ]
     return [
-        *([memory] if settings.state_topic else []),
+        *memory,
         *(TopicSpec(name, 1, copies, "compact") for name in settings.tables(task).values()),
         *(TopicSpec(name, partitions, copies) for name in settings.input_topics),
         TopicSpec(settings.output_topic, partitions, copies),
