@@ -111,11 +111,9 @@ class Store:
         changed then.
         """
         partition, key, mark = (record.topic(), record.partition()), record.key(), _MARK[phase]
-        if key is None:
-            raise BadRecord("no_key", "the record has no key, and what the task remembers lives under it")
-        shelf, own = self._shelves[partition, mark], mark + b":" + key
+        shelf, own = self._shelves[partition, mark], mark + b":" + (key or b"")
         stream_ms = max(shelf.stream_ms, record.timestamp()[1])
-        known = self._living(shelf, own, stream_ms)
+        known = self._living(shelf, own, stream_ms) if key is not None else b""
         shared, _ = shelf.entries.get(mark, (b"", 0))
         if shelf.shared is None:
             shelf.shared = decode(shared) if shared else {}
@@ -131,6 +129,8 @@ class Store:
             answer = call(state)
             wanted, wanted_shared = self._encoded(state), self._encoded(state.partition)
             parts = list(map(self._encoded, state.parts.values()))
+            if wanted and key is None:
+                raise BadRecord("no_key", "the record has no key, and what the task remembers lives under it")
         except BaseException:
             shelf.shared = None  # changed in place, perhaps
             raise

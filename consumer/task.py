@@ -114,7 +114,8 @@ class Task:
     example: ClassVar[Event]
     """One event: warm-up input, demonstration and documentation."""
     stateful: ClassVar[bool] = False
-    """Whether `recall` and `finish` get to keep state.  Then every record needs a key: state lives under it."""
+    """Whether `recall` and `finish` get to keep state.  A record without a
+    key has no state of its own, and becomes a dead letter where the task wants to keep some."""
     tables: ClassVar[Mapping[str, str]] = {}
     """Table name -> name of the schema of its records: compacted topics that every worker holds whole."""
     table: Mapping[str, Mapping[str, Event]]

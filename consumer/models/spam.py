@@ -7,10 +7,12 @@ keeps MiniLM's weights, and only its lower half: tuned, or with its upper half, 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from safetensors.torch import load_file
@@ -25,8 +27,10 @@ __all__ = [
     "HASH_BITS",
     "LAYERS",
     "ORDERS",
+    "SKETCH_BITS",
     "SUMMARY",
     "WEIGHTS",
+    "WORDLESS_IDS",
     "Loaded",
     "Skimmer",
     "SpamModel",
@@ -45,6 +49,7 @@ ORDERS = (1, 2, 3)
 SUBJECT_ORDERS = (1, 2)
 SUBJECT_IDS = MAX_SUBJECT_IDS + 2
 SUMMARY = 5 * WIDTH
+SKETCH_BITS = 64
 WEIGHTS = Path(__file__).parent / "weights" / "spam"
 
 _MULTIPLIERS = (0x1E3779B97F4A7C15, 0x3F58476D1CE4E5B9)  # odd; products wrap round in int64, everywhere alike
@@ -124,6 +129,13 @@ class Skimmer(nn.Module):
         return score
 
 
+def planes() -> Tensor:
+    """Normals (WIDTH, SKETCH_BITS) of fixed planes through the middle of the mails, each +-1 / root of WIDTH."""
+    raw = np.frombuffer(hashlib.shake_128(b"sketch").digest(WIDTH * SKETCH_BITS // 8), np.uint8)
+    signs = np.unpackbits(raw).reshape(WIDTH, SKETCH_BITS).astype(np.float32) * 2 - 1
+    return torch.from_numpy(signs / np.sqrt(WIDTH, dtype=np.float32))
+
+
 class SpamModel(nn.Module):
     """Token ids to the log-odds of spam, calibrated: two scores and their sum."""
 
@@ -133,6 +145,7 @@ class SpamModel(nn.Module):
         self.skimmer = Skimmer()
         self.grams = nn.Embedding((1 << HASH_BITS) + 1, 1)
         self.join = nn.Linear(2, 1)
+        self.planes = nn.Buffer(planes(), persistent=False)
 
     def gram_score(self, ids: Tensor) -> Tensor:
         """ids (batch, length) -> (batch,): weights of the n-grams, over the root of their number."""
@@ -150,10 +163,23 @@ class SpamModel(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids (batch, length), padded with PAD -> fp32 log-odds (batch,); 0 for a mail without words."""
-        scores = self.scores(ids)
+        return self.odds(ids, self.scores(ids))
+
+    def odds(self, ids: Tensor, scores: Tensor) -> Tensor:
         with torch.autocast(ids.device.type, enabled=False):
             odds: Tensor = self.join(scores).squeeze(-1)
         return odds * (ids != PAD).sum(1).gt(WORDLESS_IDS)
+
+    def sketched(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """ids (batch, length) -> log-odds (batch,) and, of the encoder's mean, the sides (batch, SKETCH_BITS) on which
+        it lies of as many fixed planes: cosines whose signs are the sketch."""
+        seen = window(ids)
+        states = self.encoder(seen)
+        with torch.autocast(ids.device.type, enabled=False):
+            said = summary(states, seen)
+            scores = torch.stack([self.skimmer(said), self.gram_score(ids)], 1)
+            middle = F.normalize(self.skimmer.standard(said)[:, :WIDTH], dim=1)
+            return self.odds(ids, scores), middle @ self.planes
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ SHIPPED: Mapping[str, str] = {
     "recommend": "consumer.tasks.recommend:RecommendTask",
     "image": "consumer.tasks.image:ImageTask",
     "answer": "consumer.tasks.answer:AnswerTask",
+    "insight": "consumer.tasks.insight:InsightTask",
 }
 """Name -> where it is; a task's module, and with it torch, is imported only when that task is asked for."""
 

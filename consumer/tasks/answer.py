@@ -33,7 +33,7 @@ class AnswerTask(Task):
     name = "answer"
     events = ("question",)
     result = "answer"
-    fields = ("id", "text", "language")
+    fields = ("id", "text", "language", "time")
     on_device = True
     tables: ClassVar[Mapping[str, str]] = {"knowledge": "passage"}
     budget = Budget(max_batch_items=8, max_batch_age_ms=20.0)
@@ -128,7 +128,7 @@ class AnswerTask(Task):
 
     def finish(self, event: Event, output: Answered, state: State) -> Event:
         citations = [{"passage": passage, "score": score} for passage, score in output.citations]
-        return {**asdict(output), "citations": citations}
+        return {**asdict(output), "citations": citations, "time": event["time"]}
 
 
 _FOREIGN = Answered(NOT_KNOWN, False, (), -1.0, 0.0, 0, 0, "language")

@@ -6,12 +6,14 @@ State of a customer, empty while nothing was offered:
 
 State of a source partition, which is one share of every campaign's budget:
 
-    {"today": day, "books": {campaign: {"spent": n, "held": {day: n}, "end": time}}}
+    {"today": day, "books": {campaign: {"spent": n, "held": {day: n}, "end": time, "due": {day: [offers, sum of their
+     probabilities, redeemed]}}}, "settled": {campaign: [offers, sum of probabilities, redeemed]}}
 
 Every offer holds the most that it can cost until it is redeemed or over, so spent + held never exceeds the share.
 What is held stands under the day on which it is released at the latest, a day (LATENESS_MS) after the offer's end,
 whoever is seen then.  `today` begins with the first offer and goes by the events' time, a day at most for each event:
-one wrong date far ahead cannot release what others may still redeem.
+one wrong date far ahead cannot release what others may still redeem.  With the money of a day goes its row in `due` to
+`settled`, and from there into the next decision: all offers of that day at once, whoever came back or not.
 """
 
 from __future__ import annotations
@@ -50,14 +52,21 @@ def settle(event: Event, state: State) -> None:
     time = event["time"]
     bought = event["kind"] == "purchase" and event["product"] == offer["product"]
     if bought and offer["since"] <= time <= offer["until"]:
-        _close(state, offer, spent=min(offer["held"], _cost(offer, event)))
+        _close(state, offer, spent=min(offer["held"], _cost(offer, event)), bought=True)
     elif time > offer["until"]:
-        _close(state, offer, spent=0)
+        _close(state, offer, spent=0, bought=False)
 
 
 def decide(event: Event, scored: Sequence[Scored], state: State) -> Event:
     """The decision's own fields for a click of kind `cart`; an offer is written into the books."""
-    none: Event = {"user": event["user"], "product": event["product"], "decision": "none", "cost": 0}
+    none: Event = {
+        "user": event["user"],
+        "product": event["product"],
+        "decision": "none",
+        "cost": 0,
+        "time": event["time"],
+        "settled": _settled(state.partition),
+    }
     if event.get("price") is None:
         return none | {"reason": "no_price"}
     if not scored:
@@ -76,7 +85,7 @@ def decide(event: Event, scored: Sequence[Scored], state: State) -> Event:
     }
     if objection is not None:
         return none | about | {"reason": objection, "budget_left": room(best.campaign, state)}
-    return none | about | _offer(event, best.campaign, total, state)
+    return none | about | _offer(event, best, total, state)
 
 
 def room(campaign: Campaign, state: State) -> int:
@@ -103,8 +112,9 @@ def _objection(event: Event, one: Scored, total: int, state: State) -> str | Non
     return "budget_spent" if discount > room(campaign, state) else None
 
 
-def _offer(event: Event, campaign: Campaign, total: int, state: State) -> Event:
-    time, cost = event["time"], campaign.discount(total)
+def _offer(event: Event, best: Scored, total: int, state: State) -> Event:
+    campaign, time = best.campaign, event["time"]
+    cost = campaign.discount(total)
     coupon, until = f"{campaign.id}/{event['id']}", _until(campaign, time)
     books = state.partition.setdefault("books", {})
     state.partition.setdefault("today", time // DAY_MS)
@@ -112,6 +122,8 @@ def _offer(event: Event, campaign: Campaign, total: int, state: State) -> Event:
     day = str(_release_day(until))
     book["held"][day] = book["held"].get(day, 0) + cost
     book["end"] = max(book["end"], campaign.end)
+    due = book.setdefault("due", {}).setdefault(day, [0, 0.0, 0])
+    due[:2] = due[0] + 1, round(due[1] + best.probability, 6)
     state["last"] = time
     state["open"] = {
         "coupon": coupon, "campaign": campaign.id, "product": event["product"], "since": time, "until": until,
@@ -129,7 +141,7 @@ def _offer(event: Event, campaign: Campaign, total: int, state: State) -> Event:
     }
 
 
-def _close(state: State, offer: Event, spent: int) -> None:
+def _close(state: State, offer: Event, *, spent: int, bought: bool) -> None:
     """End the customer's offer.  One whose money was released already, because its end is long over, costs nothing."""
     del state["open"]
     book, day = state.partition["books"].get(offer["campaign"]), str(_release_day(offer["until"]))
@@ -137,6 +149,8 @@ def _close(state: State, offer: Event, spent: int) -> None:
         return
     book["held"][day] -= offer["held"]
     book["spent"] += spent
+    if bought and day in book.get("due", {}):
+        book["due"][day][2] += 1
     if not book["held"][day]:
         del book["held"][day]
 
@@ -149,8 +163,19 @@ def _turn(partition: dict[str, Any], time: int) -> None:
     partition["today"] = today + 1
     for name, book in list(partition["books"].items()):
         book["held"] = {day: n for day, n in book["held"].items() if int(day) > partition["today"]}
+        for day in [day for day in book.get("due", {}) if int(day) <= partition["today"]]:
+            sums = partition.setdefault("settled", {}).setdefault(name, [0, 0.0, 0])
+            sums[:] = (round(a + b, 6) for a, b in zip(sums, book["due"].pop(day), strict=True))
         if not book["held"] and partition["today"] * DAY_MS > book["end"] + KEPT_MS:
             del partition["books"][name]
+
+
+def _settled(partition: dict[str, Any]) -> list[Event]:
+    """What has come to its end since the last decision; said once."""
+    return [
+        {"campaign": name, "offers": int(offers), "expected": float(expected), "redeemed": int(redeemed)}
+        for name, (offers, expected, redeemed) in partition.pop("settled", {}).items()
+    ]
 
 
 def _until(campaign: Campaign, time: int) -> int:

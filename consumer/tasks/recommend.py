@@ -176,6 +176,7 @@ def _answer(visit: Visit, row: Sequence[Sequence[float]]) -> Event:
     new = [_new(visit, int(slot), chance, int(why)) for _, _, slot, chance, why in row if chance > 0]
     return {
         "user": visit.event["user"],
+        "time": visit.event["time"],
         "buy_again": [one for one in again if one is not None],
         "something_new": [one for one in new if one is not None],
         "known_purchases": int(sum(count for count, *_ in visit.bought.values())),

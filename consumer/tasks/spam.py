@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,13 +13,15 @@ import torch
 from consumer.errors import BadRecord, Fatal
 from consumer.exits import Exit
 from consumer.models.minilm import PAD
-from consumer.models.spam import ENCODER_IDS, WEIGHTS, load_spam
+from consumer.models.spam import ENCODER_IDS, WEIGHTS, WORDLESS_IDS, load_spam
 from consumer.models.tokens import MAX_IDS, Ids, encode
 from consumer.records import Event
 from consumer.task import Budget, Item, State
 from consumer.torch_task import TorchTask
 
-__all__ = ["SpamTask"]
+__all__ = ["SpamTask", "sender_domain"]
+
+_DOMAIN = re.compile(r"[\w.-]{1,253}(?=[>\s)\"';,]|$)")
 
 
 class SpamTask(TorchTask):
@@ -27,7 +30,7 @@ class SpamTask(TorchTask):
     name = "spam"
     events = ("email",)
     result = "spam_verdict"
-    fields = ("id", "subject", "body", "html")
+    fields = ("id", "received_at", "from", "subject", "body", "html")
     budget = Budget(max_batch_items=256, max_batch_tokens=4_096)
     tolerance = 0.02
     example: ClassVar[Event] = {
@@ -68,12 +71,35 @@ class SpamTask(TorchTask):
         return {"ids": torch.from_numpy(ids)}
 
     def forward(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """ids (batch, length) -> probability of spam (batch,)."""
-        return torch.sigmoid(self._model(tensors["ids"]))
+        """ids (batch, length) -> (batch, 1 + SKETCH_BITS): probability of spam, and the sketch by its signs."""
+        odds, sides = self._model.sketched(tensors["ids"])
+        return torch.cat([torch.sigmoid(odds)[:, None], sides], 1)
 
-    def finish(self, event: Event, output: float, state: State) -> Event:
-        label = "spam" if output >= self._threshold else "ham"
-        return {"label": label, "probability": output, "threshold": self._threshold}
+    def read(self, outputs: torch.Tensor, items: Sequence[Ids]) -> Sequence[tuple[float, int | None]]:
+        """Probability and sketch of each mail; a mail without words has no sketch."""
+        bits = np.packbits(outputs[:, 1:].numpy() > 0, axis=1).view(">i8")[:, 0].tolist()
+        return [
+            (probability, sketch if len(ids) > WORDLESS_IDS else None)
+            for probability, sketch, ids in zip(outputs[:, 0].tolist(), bits, items, strict=True)
+        ]
+
+    def finish(self, event: Event, output: tuple[float, int | None], state: State) -> Event:
+        probability, sketch = output
+        return {
+            "label": "spam" if probability >= self._threshold else "ham",
+            "probability": probability,
+            "threshold": self._threshold,
+            "time": event.get("received_at") or None,
+            "sender_domain": sender_domain(event.get("from")),
+            "sketch": sketch,
+        }
+
+
+def sender_domain(sender: str | None) -> str | None:
+    """`Watches <deals@Shop.Example.org>` -> `shop.example.org`; None where there is no such thing."""
+    _, at, rest = (sender or "").rpartition("@")
+    found = _DOMAIN.match(rest) if at else None
+    return found[0].rstrip(".").lower() or None if found else None
 
 
 def _share(threshold: float | str) -> float:

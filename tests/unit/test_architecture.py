@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2] / "consumer"
 FLOORS: dict[str, int] = {
     # words
     "errors": 0, "exits": 0, "records": 0, "task": 0, "secret": 0, "properties": 0, "config": 0, "layers": 0,
-    "logs": 0, "metrics": 0, "sampling": 0, "traceparent": 0, "traces": 0, "telemetry": 0, "text": 0,
+    "logs": 0, "metrics": 0, "sampling": 0, "traceparent": 0, "traces": 0, "telemetry": 0, "text": 0, "windows": 0,
     "purchases": 0, "catalogue": 0, "fetch": 0,
     # parts
     "source": 1, "sink": 1, "codec": 1, "registry": 1, "batcher": 1, "deadletter": 1,
