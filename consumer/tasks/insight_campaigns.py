@@ -18,10 +18,10 @@ from consumer.windows import Windows, add
 __all__ = ["BITS", "count_sketch"]
 
 BITS = 64
-PLACE_BITS = 5
-"""The uppermost bits say in which of 32 parts a group is: of nearly equal mails a few get into a group of their own."""
-ROWS = 16
-"""Groups in one part, of 512 in a partition.  Without room single mails go first, of these what was seen longest ago."""
+PLACE_BITS = 4
+"""The uppermost bits say in which of 16 parts a group is: of nearly equal mails a few get into a group of their own."""
+ROWS = 32
+"""Groups in one part, of 512 in a partition.  Without room single mails go first, of these the oldest."""
 HEAVY = 3
 """Groups of so many mails are not told apart when one must go."""
 FORGOTTEN_WINDOWS = 2

@@ -21,8 +21,10 @@ __all__ = ["chance_of_new", "look_at_upload"]
 PARTS = 256
 ROWS = 8
 """Users in one part; of 2,048 in a partition those seen last are remembered."""
-LABELS = 60
+LABELS = 100
 """Labels of a user; of one with more nothing is called new any more."""
+LABEL_BYTES = 60
+"""Longer labels are not remembered, nor called new: a part stays below `state_max_bytes` whatever comes."""
 
 
 def look_at_upload(
@@ -56,13 +58,20 @@ def look_at_upload(
             [event["event_id"]] if fits(event["event_id"]) else [],
         )
         for seen in event["seen"]
-        if usual and seen["score"] >= enough.object_score and seen["label"] not in labels
+        if usual
+        and seen["score"] >= enough.object_score
+        and seen["label"] not in labels
+        and short(seen["label"])
     ]
     for label in {seen["label"] for seen in event["seen"]}:
-        if label in labels or (len(labels) < LABELS and fits(label)):
+        if label in labels or (len(labels) < LABELS and short(label)):
             labels[label] = labels.get(label, 0) + 1
     row["uploads"] += 1
     return found
+
+
+def short(label: str) -> bool:
+    return len(label) <= LABEL_BYTES and len(label.encode("utf-8", "replace")) <= LABEL_BYTES
 
 
 def chance_of_new(uploads: int, labels: Mapping[str, int]) -> float:

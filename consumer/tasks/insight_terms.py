@@ -45,7 +45,7 @@ class Thresholds:
     """Scores that make a reference where the model's card has none."""
     shift_index: float = 0.25
     """Least population stability index, less what chance alone gives."""
-    volume_windows: float = 12
+    volume_windows: float = 24
     """Windows that must be known before one is judged."""
     volume_factor: float = 2.0
     """Least factor above or below the usual number."""

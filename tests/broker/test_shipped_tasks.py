@@ -13,7 +13,9 @@ from consumer.tasks import SHIPPED, find_task
 from tests.broker.rig import Rig, WorkerProcess
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize(
+    "name", sorted(SHIPPED.keys() - {"insight"})
+)  # one event alone is no insight: test_insight_chain
 def test_the_example_gets_its_result(
     name: str, bootstrap_servers: str, unique_name: Callable[[str], str], tmp_path: Path
 ) -> None:

@@ -16,7 +16,7 @@ from consumer.models.minilm import CLS, PAD, SEP
 from consumer.models.spam import ENCODER_IDS, HASH_BITS, WEIGHTS, buckets
 from consumer.records import Event
 from consumer.task import Device, Item, State
-from consumer.tasks.spam import SpamTask
+from consumer.tasks.spam import SpamTask, sender_domain
 
 TOLERANCE = 0.02
 """Largest difference of a probability between bf16 and fp32."""
@@ -55,16 +55,24 @@ def prepared(task: SpamTask, events: list[Event]) -> list[Item]:
     return [item for item in items if isinstance(item, Item)]
 
 
+def judged(task: SpamTask, events: list[Event]) -> list[Event]:
+    outputs = task.run([item.value for item in prepared(task, events)])
+    return [task.finish(event, output, State()) for event, output in zip(events, outputs, strict=True)]
+
+
 def probabilities(task: SpamTask, events: list[Event]) -> list[float]:
-    return list(task.run([item.value for item in prepared(task, events)]))
+    return [verdict["probability"] for verdict in judged(task, events)]
 
 
 def test_obvious_letters_get_obvious_verdicts(task: SpamTask) -> None:
-    verdicts = [
-        task.finish(letter(*one), output, State())
-        for one, output in zip(LETTERS, probabilities(task, [letter(*one) for one in LETTERS]), strict=True)
+    assert [verdict["label"] for verdict in judged(task, [letter(*one) for one in LETTERS])] == [
+        "ham",
+        "ham",
+        "ham",
+        "spam",
+        "spam",
+        "ham",
     ]
-    assert [verdict["label"] for verdict in verdicts] == ["ham", "ham", "ham", "spam", "spam", "ham"]
 
 
 def test_neighbours_padding_and_order_do_not_matter(task: SpamTask) -> None:
@@ -84,9 +92,40 @@ def test_bf16_agrees_with_fp32(task: SpamTask) -> None:
 
 def test_a_letter_without_words_gets_a_verdict_that_says_unknown(task: SpamTask) -> None:
     for empty in (letter("", ""), letter(" ", "\n\n", "<img src='x.gif'>")):
-        (output,) = probabilities(task, [empty])
-        assert output == 0.5
-        assert task.finish(empty, output, State())["label"] == "ham"
+        (verdict,) = judged(task, [empty])
+        assert (verdict["probability"], verdict["label"], verdict["sketch"]) == (0.5, "ham", None)
+
+
+def apart(one: Event, other: Event) -> int:
+    """Bits in which the sketches of two verdicts differ."""
+    return int((one["sketch"] ^ other["sketch"]) & (1 << 64) - 1).bit_count()
+
+
+def test_sketches_of_nearly_equal_letters_are_near_and_of_others_are_not(task: SpamTask) -> None:
+    texts = [text for _, text in LETTERS if len(text) > 40]
+    plain = judged(task, [letter("Hello", text) for text in texts])
+    varied = judged(task, [letter("Hello", f"Dear Ann,\n{text} 4711") for text in texts])
+    for place, verdict in enumerate(varied):
+        assert all(-(1 << 63) <= each["sketch"] < 1 << 63 for each in plain)
+        assert min(range(len(plain)), key=lambda other: apart(verdict, plain[other])) == place
+
+
+@pytest.mark.parametrize(
+    ("sender", "domain"),
+    [
+        ("Watches Direct <deals@Shop.Example.org>", "shop.example.org"),
+        ("a@b.c", "b.c"),
+        ('"joe@home" <joe@work.example.> ', "work.example"),
+        ("<joe@xn--mnchen-3ya.de> (Joe)", "xn--mnchen-3ya.de"),
+        ("joe@", None),
+        ("nobody", None),
+        (f"joe@{'x' * 300}", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_the_domain_of_the_sender(sender: str | None, domain: str | None) -> None:
+    assert sender_domain(sender) == domain
 
 
 def test_form_does_not_decide(task: SpamTask) -> None:
@@ -149,11 +188,14 @@ def test_another_threshold_changes_the_label_and_nothing_else() -> None:
     task.load(Device())
     (made,) = task.prepare([task.example], [None])
     assert isinstance(made, Item)
-    (probability,) = task.run([made.value])
-    assert task.finish(task.example, probability, State()) == {
+    ((probability, sketch),) = task.run([made.value])
+    assert task.finish(task.example, (probability, sketch), State()) == {
         "label": "spam",
         "probability": probability,
         "threshold": 0.0001,
+        "time": task.example["received_at"],
+        "sender_domain": "shop.example.org",
+        "sketch": sketch,
     }
 
 

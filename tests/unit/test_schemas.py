@@ -64,7 +64,8 @@ def test_every_shipped_schema_has_a_released_version(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["spam_verdict", "click_score", "discount_decision", "recommendation", "detection", "answer", "insight"]
+    "name",
+    ["spam_verdict", "click_score", "discount_decision", "recommendation", "detection", "answer", "insight"],
 )
 def test_results_say_where_they_come_from(name: str) -> None:
     fields = {f["name"]: f["type"] for f in load_schema(name).definition["fields"]}
