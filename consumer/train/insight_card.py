@@ -72,7 +72,7 @@ One partition, windows of an hour, five minutes of lateness, shipped thresholds,
 task and the state that a worker keeps. Found is what is told with kind and subject and a window that touches the
 anomaly; all else that is told of the kind in disturbed streams is false.
 - **Mails**: real verdicts of the shipped spam model on the held-out third of SpamAssassin, drawn as a Poisson stream
-  of 120 an hour, as the corpus has too few an hour for its own times. 30 trials of 6 days for each kind: a domain
+  of 120 an hour, as the corpus has too few an hour for its own times. 20 trials of 4 days for each kind: a domain
   among the eight largest sends 10 real spam mails an hour beside its own for 6 hours; 30 variants of a real mail
   (other name, number, link and three words; verdicts by the real model) within an hour; log-odds halved for a day.
 - **volume**: the 2017 baskets of Complete Journey at their own times; every ten days, by turns, three times as many

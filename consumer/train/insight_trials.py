@@ -12,6 +12,8 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from rich.console import Console
+from rich.progress import Progress
 
 from consumer.records import Event
 from consumer.tasks.insight import InsightTask
@@ -30,8 +32,8 @@ from consumer.train.insight_streams import (
 
 __all__ = ["Material", "measured", "score"]
 
-DAYS = 6
-TRIALS = 30
+DAYS = 4
+TRIALS = 20
 MAIL_DAYS = 20
 """Length of the undisturbed stream of mails."""
 DOMAINS = 8
@@ -53,13 +55,19 @@ class Material:
 def measured(task: InsightTask, material: Material, seed: int) -> dict[str, Any]:
     """Figures of every kind; see MODEL_CARD.md."""
     figures: dict[str, Any] = {}
-    calm = replay(task, "mails", stream_of(material.verdicts, MAIL_DAYS, np.random.default_rng(seed)))
-    for kind, spoil in (("spam_share", _turn), ("campaign", _campaign), ("score_shift", _shift)):
-        found = [_mail_trial(task, material, spoil, seed + 1 + trial) for trial in range(TRIALS)]
-        figures[kind] = score(kind, found) | _false_alarms(calm, kind, MAIL_DAYS)
-    figures["volume"] = _volume(task, seed)
-    figures["redemption_drift"] = _drift(task, seed)
-    figures["new_object"] = _objects(task, seed)
+    with Progress(console=Console(stderr=True)) as progress:
+        bar = progress.add_task("streams", total=3 * TRIALS + 4)
+        calm = replay(task, "mails", stream_of(material.verdicts, MAIL_DAYS, np.random.default_rng(seed)))
+        progress.advance(bar)
+        for kind, spoil in (("spam_share", _turn), ("campaign", _campaign), ("score_shift", _shift)):
+            found = []
+            for trial in range(TRIALS):
+                found.append(_mail_trial(task, material, spoil, seed + 1 + trial))
+                progress.advance(bar)
+            figures[kind] = score(kind, found) | _false_alarms(calm, kind, MAIL_DAYS)
+        for kind, measure in (("volume", _volume), ("redemption_drift", _drift), ("new_object", _objects)):
+            figures[kind] = measure(task, seed)
+            progress.advance(bar)
     return figures
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,12 @@ from tests.waiting import wait_until
 
 T0 = 1_772_323_200_000
 BASE = 0x123456789ABCDEF
+ANSWER = {
+    "event_id": "q", "source_topic": "questions", "source_partition": 0, "source_offset": 1, "produced_at": T0,
+    "answer": "Yes.", "known": True, "citations": [], "relevance": 0.7, "support": 1.0,
+    "prompt_tokens": 1, "answer_tokens": 1, "finish_reason": "stop", "time": T0 + 77,
+    "model": "answer", "model_version": "1",
+}  # fmt: skip
 WIDE = {"COLUMNS": "600"}
 QUICK = ("--session-timeout-ms", "3000", "--transaction-timeout-ms", "3000")
 
@@ -41,7 +48,8 @@ def test_a_campaign_is_told_once_although_workers_are_killed(
     bootstrap_servers: str, unique_name: Callable[[str], str], tmp_path: Path
 ) -> None:
     rig = Rig(bootstrap_servers, unique_name("insight"), tmp_path, partitions=1)
-    inputs = ("--input-topics", f"spam_verdict={rig.source}")
+    other = f"{rig.name}-answers"
+    inputs = ("--input-topics", f"spam_verdict={rig.source},answer={other}")
     common = ("--bootstrap-servers", rig.servers, "--group-id", rig.group, *inputs)
     outputs = ("--output-topic", rig.out, "--dead-letter-topic", rig.dead)
 
@@ -75,7 +83,10 @@ def test_a_campaign_is_told_once_although_workers_are_killed(
     def all_done() -> bool:
         return rig.committed() == sent[0]
 
-    tail = rig.tail()
+    tail, books = rig.tail(), rig.tail(f"{rig.group}-state-{other}")
+    (answer,) = Encoder(load_schema("answer")).encode_many([ANSWER])
+    assert isinstance(answer, bytes)
+    producer.produce(other, answer, "ann")
     send(6)
     first = rig.worker("insight", *inputs, *QUICK)
     wait_until(all_done, 60, first.said)
@@ -98,6 +109,8 @@ def test_a_campaign_is_told_once_although_workers_are_killed(
     assert told["event_id"] == "m-45"
     assert told["id"].startswith(f"{rig.source}/0/campaign/")
     assert "restored" in third.said()
+    clocks = [json.loads(row.value() or b"")["clock"]["now"] for row in books.read(0.5) if row.key() == b"f"]
+    assert clocks == [T0 + 77]  # the other topic's partition of the same number has books of its own
     rig.close()
 
 

@@ -492,6 +492,21 @@ def test_replay_in_other_batches_gives_the_same_decisions_and_state(
     assert [stream.kept for stream in again] == [stream.kept for stream in streams]
 
 
+def test_what_came_of_the_offers_of_a_day_is_said_once() -> None:
+    """By the first decision after their money was released, whoever it is for."""
+    stream = Stream(campaign(budget=100_000))
+    offers = [made(stream.send(click(user=f"u{n}", time=T0 + n))) for n in range(4)]
+    assert all(offer["settled"] == [] and offer["time"] == T0 + n for n, offer in enumerate(offers))
+    stream.send(click("purchase", T0 + 10, user="u2"))
+    later = [
+        made(stream.send(click(user="u9", time=T0 + day * 24 * HOUR_MS, price=None))) for day in range(1, 7)
+    ]
+    (settled,) = [row for decision in later for row in decision["settled"]]
+    assert (settled["campaign"], settled["offers"], settled["redeemed"]) == ("k1", 4, 1)
+    assert settled["expected"] == pytest.approx(sum(offer["probability"] for offer in offers), abs=1e-5)
+    assert "settled" not in stream.state("f", "").partition
+
+
 def test_the_books_are_pruned_long_after_a_campaign_ended() -> None:
     stream = Stream(campaign("k1", end=T0 + DAY_MS), campaign("k2", end=T0 + 2_000 * DAY_MS, value=11))
     stream.rows.pop("k2")

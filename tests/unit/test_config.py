@@ -194,3 +194,43 @@ def test_settings_that_contradict_each_other_are_refused(values: dict[str, Any],
 
 def test_sizes_may_have_units() -> None:
     assert settings(max_in_flight_bytes="128MiB").max_in_flight_bytes == 128 << 20
+
+
+class Many(Task):
+    name = "many"
+    events = ("email", "click")
+    result = "seen"
+    stateful = True
+
+
+@pytest.mark.parametrize(
+    ("given", "topics"),
+    [
+        ((), {"emails": "email", "clicks": "click"}),
+        (("a", "b"), {"a": "email", "b": "click"}),
+        (("clicks",), {"clicks": "click"}),
+        (("click=a", "click=b", "emails"), {"a": "click", "b": "click", "emails": "email"}),
+    ],
+)
+def test_a_topic_says_what_kind_of_events_it_has(given: tuple[str, ...], topics: dict[str, str]) -> None:
+    filled = settings(input_topics=given).for_task(Many)
+    assert filled.events_by_topic == topics
+    assert filled.input_topics == tuple(topics)
+    assert filled.changelogs == {topic: f"consumer-many-state-{topic}" for topic in topics}
+    assert filled.for_task(Many).events_by_topic == topics
+
+
+@pytest.mark.parametrize("given", [("somewhere",), ("upload=a", "click=b"), ("emails", "clicks", "x")])
+def test_a_topic_of_no_kind_that_the_task_reads_is_refused(given: tuple[str, ...]) -> None:
+    with pytest.raises(Fatal, match="task many reads email, click"):
+        settings(input_topics=given).for_task(Many)
+
+
+def test_one_topic_keeps_the_name_of_its_state() -> None:
+    class One(Many):
+        events = ("click",)
+
+    assert settings().for_task(One).changelogs == {"clicks": "consumer-many-state"}
+    assert settings(input_topics=("a", "b")).for_task(One).events_by_topic == {"a": "click", "b": "click"}
+    with pytest.raises(Fatal, match="consumer-many-state"):
+        settings(output_topic="consumer-many-state").for_task(One)

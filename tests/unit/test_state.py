@@ -44,11 +44,14 @@ def act(store: Store, phase: Any, rec: Rec) -> Any:
     """What a task could do with its state; the answer says all that it saw."""
 
     def call(state: State) -> Any:
-        saw = dict(state), dict(state.partition)
+        part = state.part(f"{rec.at_ms % 3}")
+        saw = dict(state), dict(state.partition), dict(part)
         state["n"] = state.get("n", 0) + 1
         state.partition["n"] = state.partition.get("n", 0) + 1
+        part["n"] = part.get("n", 0) + 1
         if rec.does == "forget":
             state.clear()
+            part.clear()
         if rec.does == "fail":
             raise ValueError("asked to")
         return saw
@@ -156,9 +159,9 @@ def test_what_is_restored_is_what_there_was(recs: list[Rec], ttl_ms: int | None)
 
 def test_recall_and_finish_do_not_see_each_other() -> None:
     store = started(Kafka(), ttl_ms=None)
-    assert act(store, "recall", Rec(b"a", "count")) == ({}, {})
-    assert act(store, "finish", Rec(b"a", "count")) == ({}, {})
-    assert act(store, "recall", Rec(b"a", "count")) == ({"n": 1}, {"n": 1})
+    assert act(store, "recall", Rec(b"a", "count")) == ({}, {}, {})
+    assert act(store, "finish", Rec(b"a", "count")) == ({}, {}, {})
+    assert act(store, "recall", Rec(b"a", "count")) == ({"n": 1}, {"n": 1}, {"n": 1})
 
 
 def test_an_old_epoch_holds_nothing() -> None:
@@ -167,7 +170,7 @@ def test_an_old_epoch_holds_nothing() -> None:
     assert store.holds(HERE, 1)
     store.open(HERE, 2)
     assert not store.holds(HERE, 1)
-    assert act(store, "recall", Rec(b"a", "count")) == ({}, {})
+    assert act(store, "recall", Rec(b"a", "count")) == ({}, {}, {})
     store.drop(HERE)
     assert not store.holds(HERE, 2)
     assert store.nbytes == 0
@@ -199,3 +202,52 @@ def test_a_state_may_not_grow_beyond_its_limit() -> None:
     with pytest.raises(BadRecord, match="state_max_bytes"):
         store.use("finish", Rec(b"a", "count"), call)  # type: ignore[arg-type]
     assert 0 < store.nbytes < 500
+
+
+def test_only_parts_that_changed_are_written() -> None:
+    store = Store()
+    store.open(HERE, 1)
+    keyless: Any = Rec(None, "count")
+
+    def fill(state: State) -> None:
+        state.part("a")["n"] = state.part("b")["n"] = 1
+
+    def look(state: State) -> tuple[str, int, Any, Any]:
+        state.part("b")["n"] += 1
+        return state.topic, state.number, dict(state.part("a")), dict(state.part("c"))
+
+    store.use("finish", keyless, fill)
+    assert {change.key: change.value for change in store.take()} == {b"f/a": b'{"n":1}', b"f/b": b'{"n":1}'}
+    assert store.use("finish", keyless, look) == (*HERE, {"n": 1}, {})
+    assert [(change.key, change.value) for change in store.take()] == [(b"f/b", b'{"n":2}')]
+    assert store.use("recall", keyless, lambda state: dict(state.part("a"))) == {}
+
+
+def test_a_record_without_key_has_no_state_of_its_own() -> None:
+    store = Store()
+    store.open(HERE, 1)
+    keyless: Any = Rec(None, "count")
+
+    def both(state: State) -> None:
+        state.partition["n"] = 1
+        state["n"] = 1
+
+    with pytest.raises(BadRecord, match="no key"):
+        store.use("finish", keyless, both)
+    assert store.take() == []
+    store.use("finish", keyless, lambda state: state.partition.update(n=1))
+    assert [change.key for change in store.take()] == [b"f"]
+
+
+def test_a_part_that_lies_still_for_long_is_forgotten() -> None:
+    store = Store(ttl_ms=TTL_MS)
+    store.open(HERE, 1)
+
+    def at(time: int, name: str) -> Any:
+        record: Any = Rec(None, "count", time)
+        return store.use("finish", record, lambda state: state.part(name).setdefault("since", time))
+
+    assert [at(0, "a"), at(30, "b"), at(60, "a")] == [0, 30, 60]
+    store.take()
+    assert at(81, "c") == 81
+    assert [change.key for change in store.take() if change.value is None] == [b"f/b"]
