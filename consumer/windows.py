@@ -14,9 +14,11 @@ from typing import Any
 __all__ = ["DAY_MS", "Windows", "add", "admit", "closed"]
 
 DAY_MS = 86_400_000
-JUMP_WINDOWS = 24
+FAR_WINDOWS = 24
+EARLY = 3
+"""So many events one after the other that are far ahead of the clock prove that time has passed: one may be wrong."""
 LOST = 100
-"""So many events one after the other that are all far behind the clock prove that the clock was wrong."""
+"""So many that are far behind it prove that the clock was wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,32 +36,36 @@ class Windows:
         return number * self.window_ms
 
     @property
-    def jump_ms(self) -> int:
-        """How far one event may move the clock: a wrong date must not make everything after it late."""
-        return max(DAY_MS, JUMP_WINDOWS * self.window_ms)
+    def far_ms(self) -> int:
+        """How far from the clock a time is doubtful."""
+        return max(DAY_MS, FAR_WINDOWS * self.window_ms)
 
 
 def admit(clock: dict[str, Any], time_ms: int, windows: Windows) -> bool:
     """Move the clock on to an event's time; False where the event is not to be counted, and `clock` says so.
 
-    clock: `{"now": largest time, "first": first open window, "late": n, "ahead": n, "lost": n}`, in the beginning {}.
+    clock, in the beginning {}: {"now": largest time, "first": first open window, "late": left out so far as too late,
+    "ahead": as too far ahead, "early", "lost": events one after the other that are far ahead of it, far behind it}.
     """
     if not clock:
-        clock |= {"now": time_ms, "late": 0, "ahead": 0, "lost": 0}
-        clock["first"] = windows.number(time_ms - windows.lateness_ms)
-    if time_ms < clock["now"] - windows.jump_ms:
-        clock["lost"] += 1
-        if clock["lost"] >= LOST:
-            clock |= {"now": time_ms, "first": windows.number(time_ms - windows.lateness_ms), "lost": 0}
-    elif clock["lost"]:
-        clock["lost"] = 0
-    ahead = time_ms > clock["now"] + windows.jump_ms
-    clock["now"] = max(clock["now"], min(time_ms, clock["now"] + windows.jump_ms))
+        clock |= {"late": 0, "ahead": 0, "early": 0, "lost": 0}
+        _begin(clock, time_ms, windows)
+    clock["early"] = clock["early"] + 1 if time_ms > clock["now"] + windows.far_ms else 0
+    clock["lost"] = clock["lost"] + 1 if time_ms < clock["now"] - windows.far_ms else 0
+    if clock["lost"] >= LOST:
+        _begin(clock, time_ms, windows)
+    if 0 < clock["early"] < EARLY:
+        clock["ahead"] += 1
+        return False
+    clock["now"] = max(clock["now"], time_ms)
     clock["first"] = max(clock["first"], windows.number(clock["now"] - windows.lateness_ms))
     late = windows.number(time_ms) < clock["first"]
-    clock["ahead"] += ahead
     clock["late"] += late
-    return not (ahead or late)
+    return not late
+
+
+def _begin(clock: dict[str, Any], time_ms: int, windows: Windows) -> None:
+    clock |= {"now": time_ms, "first": windows.number(time_ms - windows.lateness_ms), "lost": 0}
 
 
 def add(windows: dict[str, Any], number: int, amounts: Sequence[float]) -> None:

@@ -385,9 +385,17 @@ def test_a_date_far_ahead_does_not_make_the_rest_late() -> None:
     stream = Stream("answers")
     stream.send(*hourly([100] * 10))
     stream.send(result(T0 + 4_000 * DAY_MS, "far", "answer", relevance=0.5))
-    assert stream.clock()["ahead"] == 1
-    stream.send(*hourly([100] * 60, T0 + 10 * HOUR_MS))
-    assert stream.clock()["late"] < 2_600  # until the clock, a day ahead by then, is caught up with
+    told = stream.send(*hourly([100] * 60, T0 + 10 * HOUR_MS))
+    assert (stream.clock()["ahead"], stream.clock()["late"]) == (1, 0)
+    assert told == []
+
+
+def test_a_long_silence_costs_two_events() -> None:
+    stream = Stream("answers")
+    stream.send(*hourly([100] * 10))
+    stream.send(*hourly([100], T0 + 9 * DAY_MS))
+    assert (stream.clock()["ahead"], stream.clock()["late"]) == (2, 0)
+    assert stream.clock()["now"] > T0 + 9 * DAY_MS
 
 
 def test_a_clock_that_began_wrongly_is_set_right() -> None:
