@@ -33,7 +33,7 @@ from consumer.flight import AtWork, Flights
 from consumer.intake import Decoded, Intake
 from consumer.memory import Memory
 from consumer.pool import Pool, Prepared
-from consumer.records import Chunk, Event, TopicPartition
+from consumer.records import Chunk, Event, Offsets, TopicPartition
 from consumer.sink import Aborted, Settle, Settled, Sink, SinkFailed, WantGrant
 from consumer.source import Source
 from consumer.tables import Tables
@@ -71,6 +71,7 @@ class Worker:
         choose_device: Callable[[], Device],
         telemetry: Telemetry,
         tables: Tables | None = None,
+        until: Offsets | None = None,
     ) -> None:
         self._tables = tables
         self._settings = settings
@@ -104,6 +105,7 @@ class Worker:
             gather_ms=settings.gather_ms,
             revoked=self._settle,
             shut=finisher.store is not None,
+            until=until,
             rebalanced=self._on_rebalance,
         )
         self._intake = Intake(self._source, decoders)
