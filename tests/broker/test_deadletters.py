@@ -1,4 +1,4 @@
-"""`consumer deadletters`: what failed is seen, and after a fix it becomes a result, once, whoever is killed meanwhile."""
+"""`consumer deadletters`: what failed is seen; after a fix it becomes a result, once, whoever is killed meanwhile."""
 
 from __future__ import annotations
 
