@@ -18,6 +18,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from consumer.cli_letters import deadletters
+from consumer.cli_traces import traces
 from consumer.config import Settings
 from consumer.errors import ConsumerError, Fatal, missing_package
 from consumer.exits import Exit
@@ -40,7 +41,8 @@ topics = typer.Typer(no_args_is_help=True, help="Create the topics of a task, or
 produce = typer.Typer(no_args_is_help=True, help="Send events to a topic, to try a task with.")
 app.add_typer(topics, name="topics", rich_help_panel="Kafka")
 app.add_typer(produce, name="produce", rich_help_panel="Kafka")
-app.add_typer(deadletters, name="deadletters", rich_help_panel="Kafka")
+app.add_typer(deadletters, name="deadletters", rich_help_panel="Operate")
+app.add_typer(traces, name="traces", rich_help_panel="Operate")
 
 TaskArgument = Annotated[
     str, typer.Argument(metavar="TASK", help="spam, or your own as package.module:Class", show_default=False)
@@ -278,7 +280,15 @@ def produce_emails(
 @with_settings(
     only=[
         *CONNECTION,
-        *("group_id", "input_topics", "output_topic", "dead_letter_topic", "state_topic", "table_topics"),
+        *(
+            "group_id",
+            "input_topics",
+            "output_topic",
+            "dead_letter_topic",
+            "state_topic",
+            "table_topics",
+            "trace_topic",
+        ),
     ]
 )
 def create_topics(

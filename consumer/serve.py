@@ -24,6 +24,7 @@ from consumer.lookup import event_schema, registry_of, result_schema, schema_fol
 from consumer.ops.health import Health, HealthServer
 from consumer.records import Offsets
 from consumer.registry import Registry
+from consumer.span_topic import SpanTopic
 from consumer.state import Store
 from consumer.tables import Tables
 from consumer.task import Device, Task
@@ -57,6 +58,7 @@ def run(settings: Settings, *, until: Offsets | None = None, ends: Ends | None =
         prometheus=settings.metrics_port is not None,
         log_format=settings.log_format,
         log_level=settings.log_level,
+        otherwise=SpanTopic(settings.admin_conf(), settings.trace_topic) if settings.trace_topic else None,
     )
     worker = build(settings, task, telemetry, until)
     faulthandler.register(signal.SIGUSR1)  # says on stderr where every thread stands

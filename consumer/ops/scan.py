@@ -13,7 +13,7 @@ from confluent_kafka import TopicPartition as ClientPartition
 from consumer.errors import Fatal, Retry
 from consumer.records import Record
 
-__all__ = ["partitions_of", "reader", "record_at", "scan"]
+__all__ = ["follow", "partitions_of", "reader", "record_at", "scan"]
 
 _CALL_S = 10.0
 _SILENCE_S = 30.0
@@ -34,6 +34,7 @@ def reader(conf: Mapping[str, Any]) -> Iterator[Consumer]:
             "enable.partition.eof": True,
             "isolation.level": "read_committed",
             "auto.offset.reset": "earliest",
+            "fetch.wait.max.ms": 100,
             "error_cb": lambda error: None,
         }
     )
@@ -92,6 +93,19 @@ def scan(
                     yield cast("Record", message)
             progress(min(passed, total), total)
         progress(total, total)
+
+
+def follow(conf: Mapping[str, Any], topic: str) -> Iterator[Record | None]:
+    """Every record that comes from now on, None after a moment without one; for ever.  Raises Retry and Fatal."""
+    with reader(conf) as consumer:
+        places = []
+        for number in partitions_of(consumer, topic):
+            _, end = consumer.get_watermark_offsets(ClientPartition(topic, number), timeout=_CALL_S)
+            places.append(ClientPartition(topic, number, end))
+        consumer.assign(places)
+        while True:
+            message = consumer.poll(0.2)
+            yield None if message is None or _is_end(message) else cast("Record", message)
 
 
 def record_at(conf: Mapping[str, Any], topic: str, partition: int, offset: int) -> Record | None:
