@@ -17,6 +17,8 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from consumer.cli_letters import deadletters
+from consumer.cli_traces import traces
 from consumer.config import Settings
 from consumer.errors import ConsumerError, Fatal, missing_package
 from consumer.exits import Exit
@@ -39,6 +41,8 @@ topics = typer.Typer(no_args_is_help=True, help="Create the topics of a task, or
 produce = typer.Typer(no_args_is_help=True, help="Send events to a topic, to try a task with.")
 app.add_typer(topics, name="topics", rich_help_panel="Kafka")
 app.add_typer(produce, name="produce", rich_help_panel="Kafka")
+app.add_typer(deadletters, name="deadletters", rich_help_panel="Operate")
+app.add_typer(traces, name="traces", rich_help_panel="Operate")
 
 TaskArgument = Annotated[
     str, typer.Argument(metavar="TASK", help="spam, or your own as package.module:Class", show_default=False)
@@ -96,6 +100,35 @@ def run(settings: Settings, task: TaskArgument) -> None:
     from consumer import serve
 
     _leave(serve.run(settings))
+
+
+@app.command(rich_help_panel="Worker")
+@with_settings()
+def replay(
+    settings: Settings,
+    task: TaskArgument,
+    begin: Annotated[
+        str, typer.Option("--from", metavar="MOMENT", help="2h (ago), 2026-11-25, 2026-11-25T04:00 (UTC).")
+    ],
+    end: Annotated[str, typer.Option("--to", metavar="MOMENT", help="The same; excluded.")] = "now",
+) -> None:
+    """Run a task again over past events, into topics of its own; the live workers and their offsets stay untouched.
+
+    Which events: by the time at which they were sent. Killed, the same command goes on where it was, and started
+    twice, both share the work: so name the moments, not "2h ago". A task that remembers begins with an empty memory;
+    tables are as they are now.
+
+    \b
+    Examples:
+      consumer replay spam --from 2026-11-24T22:00 --to 2026-11-25T06:00
+      consumer replay spam --from 2026-11-24 --to 2026-11-25 --output-topic spam_verdicts_v2 --option threshold=0.9
+    """
+    from consumer.ops import backfill
+    from consumer.ops.moments import moment_ms
+
+    begin_ms, end_ms = moment_ms(begin), moment_ms(end)
+    own = backfill.in_its_own_place(settings, begin_ms, end_ms)
+    _leave(backfill.backfill(own, begin_ms, end_ms, Console(stderr=True, highlight=False).print))
 
 
 @app.command(rich_help_panel="Worker")
@@ -247,7 +280,15 @@ def produce_emails(
 @with_settings(
     only=[
         *CONNECTION,
-        *("group_id", "input_topics", "output_topic", "dead_letter_topic", "state_topic", "table_topics"),
+        *(
+            "group_id",
+            "input_topics",
+            "output_topic",
+            "dead_letter_topic",
+            "state_topic",
+            "table_topics",
+            "trace_topic",
+        ),
     ]
 )
 def create_topics(

@@ -133,6 +133,33 @@ class Decoder:
             failure = None  # its traceback holds this frame, and with it all values
         return events
 
+    def as_far_as_it_goes(self, value: bytes) -> tuple[Event, int]:
+        """The leading fields of a malformed value as its writer meant them, and how many bytes frame and fields take.
+
+        For people, one value at a time.  Nothing and 0 where the frame is not known.
+        """
+        try:
+            prefix = value[:_CONFLUENT_BYTES] if value[:1] == b"\0" else value[:_SINGLE_OBJECT_BYTES]
+            if prefix not in self._plans:
+                self._learn(value)
+        except (BadRecord, IndexError):
+            return {}, 0
+        plan = self._plans[prefix]
+        event: Event = {}
+        end = plan.start
+        for count in range(1, len(plan.source.definition["fields"]) + 1):
+            first = plan.source.first(count)
+            stream = BytesIO(value)
+            stream.seek(plan.start)
+            try:
+                event = cast(
+                    "Event", fastavro.schemaless_reader(stream, strict_definition(first, writer=True), None)
+                )
+            except Exception:
+                break
+            end = stream.tell()
+        return event, end
+
     def _look_closely(
         self, value: bytes | None, plan: _Plan | None, failure: Exception | None
     ) -> Event | BadRecord:

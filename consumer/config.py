@@ -302,6 +302,12 @@ class Settings(BaseSettings):
         ge=0,
         le=65_535,
     )
+    trace_topic: str = _field(
+        "Logs and metrics",
+        "otlp_spans",
+        "Topic for spans, in OTLP protobuf, where OTEL_EXPORTER_OTLP_ENDPOINT names no collector; `consumer traces` "
+        "reads it. Without the topic spans are dropped. Empty: none are made.",
+    )
     log_format: Literal["auto", "pretty", "json"] = _field(
         "Logs and metrics", "auto", "json: one object a line; pretty: for people; auto: pretty on a terminal."
     )

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 from consumer.errors import BadRecord
 from consumer.records import Change, Chunk, Epochs, Event, identity
 from consumer.sink import Settled
-from consumer.telemetry import ChunkTrace
+from consumer.telemetry import ChunkTrace, Past
 
 __all__ = ["AtWork", "Flights", "InFlight"]
+
+_MAX_IDS = 100
 
 
 @dataclass(slots=True)
@@ -34,6 +36,9 @@ class AtWork:
     """What the task recalled, by place; None where it recalls nothing."""
     changes: Sequence[Change] = ()
     """Of keyed state, made while recalling."""
+    began_ns: int = 0
+    """When the first of it went to the device, and when the last came back (monotonic); 0: nothing did."""
+    done_ns: int = 0
 
     def good_stretches(self) -> Iterator[tuple[int, int]]:
         """(start, stop) of the stretches between what was rejected already."""
@@ -53,6 +58,27 @@ class InFlight:
     """Kept for the ids in the spans, where there are any."""
     rejected: Mapping[int, str] = field(default_factory=dict)
     silent: Set[int] = frozenset()
+    ids: Mapping[int, str] = field(default_factory=dict)
+    """Event ids of what may be told of although nobody traces it."""
+    began_ns: int = 0
+    done_ns: int = 0
+
+    @property
+    def recorded(self) -> Set[int]:
+        """Places that have spans."""
+        return frozenset() if self.trace is None else self.trace.recorded
+
+    def past(self, settled: Settled) -> Past:
+        """What became of it, now that it is committed."""
+        return Past(
+            reasons=self.rejected,
+            silent=self.silent,
+            ids=self.ids,
+            began_ns=self.began_ns,
+            done_ns=self.done_ns,
+            commit_ns=settled.ended_ns - settled.began_ns,
+            ended_ns=settled.ended_ns,
+        )
 
     def end_trace(self, settled: Settled) -> None:
         """End the spans of its records: committed, or dropped with their partition."""
@@ -108,12 +134,20 @@ class Flights:
             del self.at_work[number]
             yield opened
 
-    def note(self, number: int, rejected: Mapping[int, BadRecord], silent: Set[int]) -> None:
+    def note(self, opened: AtWork, rejected: Mapping[int, BadRecord], silent: Set[int]) -> None:
         """How the records of a chunk ended that did not end in a result; for its trace."""
-        flight = self._in_flight[number]
-        if flight.trace is not None and (rejected or silent):
-            reasons = {place: error.reason for place, error in rejected.items()}
-            self._in_flight[number] = replace(flight, rejected=reasons, silent=silent)
+        number = opened.chunk.number
+        told = {0, *islice(rejected, _MAX_IDS)}
+        self._in_flight[number] = replace(
+            self._in_flight[number],
+            rejected={place: error.reason for place, error in rejected.items()},
+            silent=silent,
+            ids={
+                place: str(event["id"]) for place in told if isinstance(event := opened.events[place], dict)
+            },
+            began_ns=opened.began_ns,
+            done_ns=opened.done_ns,
+        )
 
     def settle(self, number: int) -> InFlight:
         """A chunk is over."""

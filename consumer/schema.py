@@ -81,6 +81,11 @@ class Schema:
         definition = {**self.definition, "fields": kept}
         return replace(self, canonical=to_parsing_canonical_form(definition), definition=definition)
 
+    def first(self, count: int) -> Schema:
+        """The same with its first `count` fields only."""
+        definition = {**self.definition, "fields": self.definition["fields"][:count]}
+        return replace(self, canonical=to_parsing_canonical_form(definition), definition=definition)
+
 
 def load_schema(name: str, search: Sequence[Path] = ()) -> Schema:
     """The schema in `name`.avsc: from the folders of `search` in their order, else from those that are shipped.

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 
@@ -21,7 +21,9 @@ from consumer.exits import Exit
 from consumer.finish import Finisher
 from consumer.lookup import event_schema, registry_of, result_schema, schema_folders, table_schema
 from consumer.ops.health import Health, HealthServer
+from consumer.records import Offsets
 from consumer.registry import Registry
+from consumer.span_topic import SpanTopic
 from consumer.state import Store
 from consumer.tables import Tables
 from consumer.task import Device, Task
@@ -36,8 +38,15 @@ log = logging.getLogger(__name__)
 _CLOSE_S = 5.0
 
 
-def run(settings: Settings) -> int:
-    """Run one worker; returns the exit code.  Raises Fatal and Retry for what ends it."""
+Ends = Callable[[threading.Event], AbstractContextManager[object]]
+"""Sets the event when there is nothing left to do, while it is entered."""
+
+
+def run(settings: Settings, *, until: Offsets | None = None, ends: Ends | None = None) -> int:
+    """Run one worker; returns the exit code.  Raises Fatal and Retry for what ends it.
+
+    It reads up to `until` (None: on and on), and stops as on SIGTERM when `ends` says so.
+    """
     task = load_task(settings.task, settings.task_arguments())
     settings = settings.for_task(task)
     settings.brokers()  # nothing must have begun where none are given
@@ -48,13 +57,15 @@ def run(settings: Settings) -> int:
         prometheus=settings.metrics_port is not None,
         log_format=settings.log_format,
         log_level=settings.log_level,
+        otherwise=SpanTopic(settings.admin_conf(), settings.trace_topic) if settings.trace_topic else None,
     )
-    worker = build(settings, task, telemetry)
+    worker = build(settings, task, telemetry, until)
     faulthandler.register(signal.SIGUSR1)  # says on stderr where every thread stands
     with (
         _stop_signals() as stopping,
         _watchdog(stopping, settings.drain_deadline_ms / 1000 + 2 * _CLOSE_S),
         _pages(settings, worker, telemetry, stopping),
+        nullcontext() if ends is None else ends(stopping),
     ):
         try:
             worker.start(stopping.is_set)
@@ -74,7 +85,7 @@ def run(settings: Settings) -> int:
     return Exit.UNFINISHED
 
 
-def build(settings: Settings, task: Task, telemetry: Telemetry) -> Worker:
+def build(settings: Settings, task: Task, telemetry: Telemetry, until: Offsets | None = None) -> Worker:
     """A worker for `task`; `settings` are complete (`Settings.for_task`).  Raises Fatal for what cannot work."""
     registry = registry_of(settings)
     folders = schema_folders(settings, type(task))
@@ -99,6 +110,7 @@ def build(settings: Settings, task: Task, telemetry: Telemetry) -> Worker:
         settings,
         task,
         tables=tables,
+        until=until,
         decoders=decoders,
         finisher=Finisher(
             task,

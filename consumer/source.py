@@ -18,7 +18,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message
 from confluent_kafka import TopicPartition as ClientPartition
 
 from consumer.errors import Fatal, Retry
-from consumer.records import Chunk, Grant, Record, TopicPartition
+from consumer.records import Chunk, Grant, Offsets, Record, TopicPartition
 
 __all__ = ["Source"]
 
@@ -45,7 +45,8 @@ _REFUSED = {
 class Source:
     """A member of a consumer group.  `revoked` is called inside `poll`, before partitions go in good order.
 
-    With `shut`, nothing is read of a newly assigned partition until `open_up` is called for it.
+    With `shut`, nothing is read of a newly assigned partition until `open_up` is called for it.  With `until`, nothing
+    is read from these offsets on, and nothing of other partitions.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Source:
         gather_ms: float,
         revoked: Revoked,
         shut: bool = False,
+        until: Offsets | None = None,
         rebalanced: Callable[[str, int], None] = lambda kind, partitions: None,
     ) -> None:
         self._topics = list(topics)
@@ -65,6 +67,7 @@ class Source:
         self._revoked = revoked
         self._rebalanced = rebalanced
         self._begins_shut = shut
+        self._until = until
         self._shut: set[TopicPartition] = set()
         self._epochs: dict[TopicPartition, int] = {}
         self._assignments = 0
@@ -143,6 +146,8 @@ class Source:
             messages = [first]  # was handed out while pausing took effect; it counts like any other
         if self._failure is not None:
             raise self._failure
+        if self._until is not None:
+            messages = self._before_end(messages, self._until)
         if self._shut:
             if self._epochs is not entered:
                 self._consumer.pause([ClientPartition(*tp) for tp in self._shut])
@@ -163,6 +168,20 @@ class Source:
                 back.setdefault(tp, message.offset() or 0)
         for (topic, partition), offset in back.items():
             self._consumer.seek(ClientPartition(topic, partition, offset))
+        return kept
+
+    def _before_end(self, messages: list[Message], until: Offsets) -> list[Message]:
+        """Leave out what lies at or behind the end of its partition, and read no further there."""
+        kept: list[Message] = []
+        ended: set[TopicPartition] = set()
+        for message in messages:
+            tp = (message.topic() or "", message.partition() or 0)
+            if message.error() is not None or (message.offset() or 0) < until.get(tp, 0):
+                kept.append(message)
+            else:
+                ended.add(tp)
+        if ended:
+            self._consumer.pause([ClientPartition(*tp) for tp in ended if tp in self._epochs])
         return kept
 
     def open_up(self, partition: TopicPartition) -> None:

@@ -1,7 +1,7 @@
 """Telemetry of one worker: traces, metrics and logs behind one object.
 
 OpenTelemetry's standard settings count:
-- OTEL_EXPORTER_OTLP_ENDPOINT: a collector (OTLP over HTTP); without one nothing is sent
+- OTEL_EXPORTER_OTLP_ENDPOINT: a collector (OTLP over HTTP); without one spans go where the caller says, else nowhere
 - OTEL_TRACES_SAMPLER, OTEL_TRACES_SAMPLER_ARG: which records without a trace begin one; by default 1 in 100
 - OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES: who we are
 - OTEL_TRACES_EXPORTER, OTEL_METRICS_EXPORTER: `none` switches one off; OTEL_SDK_DISABLED=true switches off both
@@ -21,7 +21,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import choose_encoder
@@ -30,11 +30,14 @@ from consumer import logs
 from consumer.errors import Fatal
 from consumer.metrics import Metrics
 from consumer.sampling import DEFAULT_ROOT_RATIO, Sampling, sampling_from
-from consumer.traces import BatchTrace, ChunkTrace, Clock, Ids, Traces
+from consumer.traces import BatchTrace, ChunkTrace, Clock, Ids, Past, Traces
 
-__all__ = ["BatchTrace", "ChunkTrace", "Clock", "Telemetry"]
+__all__ = ["BatchTrace", "ChunkTrace", "Clock", "Past", "Telemetry"]
 
 log = logging.getLogger(__name__)
+
+_SPANS_EVERY_MS = 500
+"""People watch the topic of spans live."""
 
 
 class Telemetry(Metrics):
@@ -70,6 +73,7 @@ class Telemetry(Metrics):
         )
         self.open = traces.open
         self.batch = traces.batch
+        self.keep = traces.keep
 
     @classmethod
     def start(
@@ -81,10 +85,11 @@ class Telemetry(Metrics):
         prometheus: bool = True,
         log_format: logs.LogFormat = "auto",
         log_level: str = "INFO",
+        otherwise: SpanExporter | None = None,
     ) -> Telemetry:
         """Set up logs for the process and exporters as the environment says; `prometheus` feeds `page`.
 
-        Raises Fatal for settings that cannot work.
+        `otherwise` takes the spans where no endpoint is configured.  Raises Fatal for settings that cannot work.
         """
         logs.configure(current_trace, log_format=log_format, level=log_level)
         sampling = sampling_from(os.environ)
@@ -99,6 +104,8 @@ class Telemetry(Metrics):
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
             spans = BatchSpanProcessor(OTLPSpanExporter())
+        elif otherwise is not None and not _switched_off("TRACES", os.environ):
+            spans = BatchSpanProcessor(otherwise, schedule_delay_millis=_SPANS_EVERY_MS)
         if _wanted("METRICS", os.environ):
             from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 
@@ -167,11 +174,7 @@ def _wanted(signal: str, environ: Mapping[str, str]) -> bool:
             f"OTEL_EXPORTER_OTLP_{name}", ""
         )
 
-    exporter = environ.get(f"OTEL_{signal}_EXPORTER", "").strip() or "otlp"
-    if exporter not in ("otlp", "none"):
-        raise Fatal(f"OTEL_{signal}_EXPORTER is {exporter!r}, which is not supported: use otlp or none")
-    disabled = environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
-    if disabled or exporter == "none" or not setting("ENDPOINT"):
+    if _switched_off(signal, environ) or not setting("ENDPOINT"):
         return False
     protocol = setting("PROTOCOL")
     if protocol not in ("", "http/protobuf"):
@@ -180,3 +183,10 @@ def _wanted(signal: str, environ: Mapping[str, str]) -> bool:
             " set it to http/protobuf and point the endpoint at the collector's HTTP port (4318)"
         )
     return True
+
+
+def _switched_off(signal: str, environ: Mapping[str, str]) -> bool:
+    exporter = environ.get(f"OTEL_{signal}_EXPORTER", "").strip() or "otlp"
+    if exporter not in ("otlp", "none"):
+        raise Fatal(f"OTEL_{signal}_EXPORTER is {exporter!r}, which is not supported: use otlp or none")
+    return exporter == "none" or environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"

@@ -1,8 +1,11 @@
 """One trace per event through the batch: producer span -> ours -> the `traceparent` of the result.
 
+Which records get a span is decided when they come (see `sampling`).  Dead letters get one whatever was decided, made
+when they are committed, and so does the slowest record of every ten seconds.
+
 A record that carries no trace costs nothing here.  An unsampled trace, or a sampled one when nobody collects
 spans, is passed on untouched.  Only a sampled record gets a span of its own, and a batch that holds one gets a
-span that links to it.  Spans carry ids and numbers, never keys, text or error messages.
+span that links to it.  Spans carry ids, keys and numbers, never text or error messages.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import random
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextvars import Token
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
 
@@ -25,12 +28,14 @@ from consumer.records import Chunk, Headers, Record, TopicPartition
 from consumer.sampling import Sampling
 from consumer.traceparent import all_headers, carried, headers_of, span_context
 
-__all__ = ["BatchTrace", "ChunkTrace", "Clock", "Ids", "Traces"]
+__all__ = ["BatchTrace", "ChunkTrace", "Clock", "Ids", "Past", "Traces"]
 
 MAX_LINKS = 128
 MAX_SPANS_PER_S = 1000
 MAX_ID_LENGTH = 200
+MAX_KEY = 200
 NO_REASONS: Mapping[int, str] = {}
+SLOWEST_OF_NS = 10_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,24 @@ class Clock:
 
     wall_ns: Callable[[], int] = time.time_ns
     monotonic_ns: Callable[[], int] = time.monotonic_ns
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What became of a chunk that is committed; moments are `time.monotonic_ns()`."""
+
+    reasons: Mapping[int, str]
+    """Place -> why it became a dead letter."""
+    silent: Collection[int]
+    """Places for which the task had no result."""
+    ids: Mapping[int, str]
+    """Place -> event id, of some."""
+    began_ns: int
+    """When the first of it went to the device; 0 where nothing did."""
+    done_ns: int
+    commit_ns: int
+    """How long its transaction took."""
+    ended_ns: int
 
 
 class Ids(IdGenerator):
@@ -80,6 +103,9 @@ class Traces:
         self._max_spans_per_s = max_spans_per_s
         self._allowance = float(max_spans_per_s)
         self._refilled_ns = clock.monotonic_ns()
+        self._version = ""
+        self._slowest: tuple[Chunk, int, Past] | None = None
+        self._slowest_since_ns = clock.monotonic_ns()
 
     def open(self, chunk: Chunk) -> ChunkTrace | None:
         """Loop thread: continue the traces of a chunk's records; None when there is none and none begins."""
@@ -123,11 +149,19 @@ class Traces:
         Without a sampled record among them nothing is recorded.
         """
         spans: list[trace.Span] = []
+        self._version = version
         now_ns = self._clock.monotonic_ns()
         for chunk, indices in members:
             waited_ms = (now_ns - chunk.received_ns) / 1e6
             for span in chunk.spans_at(indices):
-                span.set_attributes({"consumer.batch.number": number, "consumer.queue_wait_ms": waited_ms})
+                span.set_attributes(
+                    {
+                        "consumer.batch.number": number,
+                        "consumer.batch.items": items,
+                        "consumer.model_version": version,
+                        "consumer.queue_wait_ms": waited_ms,
+                    }
+                )
                 spans.append(span)
         if self._tracer is None or not spans:
             return NOTHING_TRACED
@@ -156,6 +190,53 @@ class Traces:
         for member in spans:
             member.add_link(span.get_span_context())
         return BatchTrace(span, spans, self._clock)
+
+    def keep(self, chunk: Chunk, past: Past, recorded: Collection[int] = ()) -> None:
+        """Loop thread: spans, made afterwards, for what should be seen although nobody asked for it.
+
+        `recorded` are the places of the chunk that have spans.
+        """
+        if self._tracer is None:
+            return
+        dead = [place for place in past.reasons if place not in recorded]
+        if dead:
+            allowed = self._allowed(len(dead))
+            if allowed < len(dead):
+                self._unrecorded(len(dead) - allowed)
+            for place in dead[:allowed]:
+                self._tell(chunk, place, past)
+        self._weigh(chunk, past, recorded)
+
+    def _weigh(self, chunk: Chunk, past: Past, recorded: Collection[int]) -> None:
+        """Remember the slowest record, and tell of it when its ten seconds are over.  Bounded: it is one record."""
+        if self._slowest is not None and past.ended_ns - self._slowest_since_ns >= SLOWEST_OF_NS:
+            slowest, self._slowest = self._slowest, None
+            self._slowest_since_ns = past.ended_ns
+            if self._allowed(1):
+                self._tell(*slowest)
+        if 0 in recorded or 0 in past.reasons:
+            return
+        if self._slowest is None or past.ended_ns - chunk.received_ns > _took_ns(self._slowest):
+            alone = replace(chunk, records=chunk.records[:1])  # of the others nothing is kept
+            self._slowest = (alone, 0, replace(past, silent={0} & set(past.silent)))
+
+    def _tell(self, chunk: Chunk, place: int, past: Past) -> None:
+        """A whole span of something that is over."""
+        wall_ns, now_ns = self._clock.wall_ns(), self._clock.monotonic_ns()
+        record = chunk.records[place]
+        span = self._begin(record, carried(record.headers() or []), wall_ns - (now_ns - chunk.received_ns))
+        attributes: dict[str, str | float] = {
+            "consumer.commit_ms": past.commit_ns / 1e6,
+            "consumer.model_version": self._version,
+        }
+        if past.began_ns:
+            attributes["consumer.queue_wait_ms"] = (past.began_ns - chunk.received_ns) / 1e6
+            attributes["consumer.device_ms"] = (past.done_ns - past.began_ns) / 1e6
+        if event_id := past.ids.get(place):
+            attributes["messaging.message.id"] = event_id[:MAX_ID_LENGTH]
+        span.set_attributes(attributes)
+        _conclude(span, past.reasons.get(place), silent=place in past.silent)
+        span.end(wall_ns - (now_ns - past.ended_ns))
 
     def _record(
         self, chunk: Chunk, passed: list[Headers | None], sampled: Sequence[int]
@@ -191,6 +272,8 @@ class Traces:
                 "messaging.kafka.offset": record.offset(),
                 "messaging.consumer.group.name": self._group,
                 "messaging.message.body.size": len(record.value() or b""),
+                "consumer.task": self._task,
+                **_about(record),
             },
         )
 
@@ -204,13 +287,38 @@ class Traces:
         return allowed
 
 
+def _about(record: Record) -> dict[str, str | int]:
+    """Key and moment of a record, where it has them."""
+    kind, timestamp_ms = record.timestamp()
+    key = record.key()
+    return {
+        **({} if key is None else {"messaging.kafka.message.key": key[:MAX_KEY].decode("utf-8", "replace")}),
+        **({"consumer.event.timestamp_ms": timestamp_ms} if kind and timestamp_ms >= 0 else {}),
+    }
+
+
+def _conclude(span: trace.Span, rejected: str | None, *, silent: bool) -> None:
+    """Say what became of the record."""
+    if rejected is None:
+        span.set_attribute("consumer.outcome", "no_result" if silent else "result")
+        return
+    reason = as_word(rejected)
+    span.set_attributes({"consumer.outcome": "dead_letter", "error.type": reason})
+    span.set_status(Status(StatusCode.ERROR, reason))
+
+
+def _took_ns(told: tuple[Chunk, int, Past]) -> int:
+    chunk, _, past = told
+    return past.ended_ns - chunk.received_ns
+
+
 class ChunkTrace:
     """The traces of one chunk's records, from poll to commit.
 
     `headers[i]` is what the result of record i must carry (traceparent, tracestate), None where nothing.
     """
 
-    __slots__ = ("_clock", "_records", "_spans", "headers", "received_ns")
+    __slots__ = ("_clock", "_records", "_spans", "headers", "received_ns", "recorded")
 
     def __init__(
         self, chunk: Chunk, headers: Sequence[Headers | None], spans: dict[int, trace.Span], clock: Clock
@@ -220,6 +328,8 @@ class ChunkTrace:
         self._records = chunk.records
         self._spans = spans
         self._clock = clock
+        self.recorded = frozenset(spans)
+        """The places of the records that have spans."""
 
     def traceparent(self, index: int) -> str | None:
         """What the dead letter of record `index` must carry."""
@@ -250,12 +360,7 @@ class ChunkTrace:
             span.set_attribute("consumer.commit_ms", commit_ms)
             if event_ids is not None and (event_id := event_ids(index)) is not None:
                 span.set_attribute("messaging.message.id", event_id[:MAX_ID_LENGTH])
-            if index in rejected:
-                reason = as_word(rejected[index])
-                span.set_attributes({"consumer.outcome": "dead_letter", "error.type": reason})
-                span.set_status(Status(StatusCode.ERROR, reason))
-            else:
-                span.set_attribute("consumer.outcome", "no_result" if index in silent else "result")
+            _conclude(span, rejected.get(index), silent=index in silent)
             span.end(ended_ns)
 
     def drop(self, gone: Collection[TopicPartition] | None = None) -> None:

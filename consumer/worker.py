@@ -33,7 +33,7 @@ from consumer.flight import AtWork, Flights
 from consumer.intake import Decoded, Intake
 from consumer.memory import Memory
 from consumer.pool import Pool, Prepared
-from consumer.records import Chunk, Event, TopicPartition
+from consumer.records import Chunk, Event, Offsets, TopicPartition
 from consumer.sink import Aborted, Settle, Settled, Sink, SinkFailed, WantGrant
 from consumer.source import Source
 from consumer.tables import Tables
@@ -71,6 +71,7 @@ class Worker:
         choose_device: Callable[[], Device],
         telemetry: Telemetry,
         tables: Tables | None = None,
+        until: Offsets | None = None,
     ) -> None:
         self._tables = tables
         self._settings = settings
@@ -104,6 +105,7 @@ class Worker:
             gather_ms=settings.gather_ms,
             revoked=self._settle,
             shut=finisher.store is not None,
+            until=until,
             rebalanced=self._on_rebalance,
         )
         self._intake = Intake(self._source, decoders)
@@ -306,6 +308,7 @@ class Worker:
             opened = self._flights.at_work.get(run.chunk)
             if opened is not None:
                 opened.outputs[run.start : run.stop] = done.outputs[begin:end]
+                opened.done_ns = done.ended_ns
                 opened.values[run.start : run.stop] = [None] * len(
                     run
                 )  # pictures are large: gone when they are seen
@@ -320,6 +323,7 @@ class Worker:
             flight.end_trace(settled)
             if settled.dropped.isdisjoint(flight.chunk.next_offsets):
                 self._telemetry.latency(flight.chunk.records, now_ms)
+                self._telemetry.keep(flight.chunk, flight.past(settled), flight.recorded)
                 self._committed.update(flight.chunk.next_offsets)
         visible = settled.results + settled.dead_letters
         if visible:
@@ -339,7 +343,9 @@ class Worker:
                 return
             values: list[Any] = []
             for run in batch.runs:
-                values += self._flights.at_work[run.chunk].values[run.start : run.stop]
+                opened = self._flights.at_work[run.chunk]
+                opened.began_ns = opened.began_ns or time.monotonic_ns()
+                values += opened.values[run.start : run.stop]
             wait_ms = (time.monotonic_ns() - batch.oldest_ns) / 1e6
             self._telemetry.batch_closed(
                 batch.reason, batch.items, batch.tokens, batch.padded_tokens, wait_ms
@@ -375,7 +381,7 @@ class Worker:
             finished, rejected, silent = self._finisher.finish(
                 opened.chunk, opened.events, opened.outputs, opened.trace, opened.changes
             )
-            self._flights.note(finished.number, rejected, silent)
+            self._flights.note(opened, rejected, silent)
             self._count(rejected, len(opened.chunk.records))
             self._sink.submit(finished)
 

@@ -23,7 +23,7 @@ from consumer.errors import Fatal
 from consumer.records import Chunk, Headers
 from consumer.sampling import Sampling, sampling_from
 from consumer.telemetry import ChunkTrace, Clock, Telemetry, current_trace
-from consumer.traces import Ids
+from consumer.traces import Ids, Past
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = "b7ad6b7169203331"
@@ -49,7 +49,7 @@ class FakeRecord:
         return self.fake_offset
 
     def key(self) -> bytes:
-        return SECRET.encode()
+        return b"bob@example.org"
 
     def value(self) -> bytes:
         return SECRET.encode()
@@ -181,7 +181,12 @@ def test_one_trace_from_the_producer_through_the_batch_into_the_result() -> None
             "messaging.consumer.group.name": "spam-group",
             "messaging.message.body.size": len(SECRET),
             "messaging.message.id": "mail-42",
+            "messaging.kafka.message.key": "bob@example.org",
+            "consumer.task": "spam",
+            "consumer.event.timestamp_ms": 1_000_000,
+            "consumer.model_version": "1.2",
             "consumer.batch.number": 7,
+            "consumer.batch.items": 3,
             "consumer.queue_wait_ms": 5.0,
             "consumer.device_ms": 20.0,
             "consumer.commit_ms": 4.5,
@@ -269,6 +274,50 @@ def test_no_text_of_an_event_gets_into_a_span() -> None:
     chunk.end(commit_ms=1.0, rejected={0: SECRET})
     assert len(bench.spans()) == 3
     assert "swordfish" not in repr(bench.spans())
+
+
+def past(ended_ms: int, reasons: dict[int, str] | None = None, **more: Any) -> Past:
+    ids = {0: "first", 1: "second"}
+    return Past(reasons or {}, (), ids, 0, 0, 2_000_000, ended_ms * 10**6, **more)
+
+
+def test_dead_letters_that_nobody_traces_get_a_span_all_the_same() -> None:
+    bench = Bench()
+    chunk = chunk_of(FakeRecord(1), FakeRecord(2, UNSAMPLED), FakeRecord(3), received_ms=10)
+    assert bench.telemetry.open(chunk) is not None
+    bench.time.now_ms = 50
+    told = Past(
+        {1: "truncated", 2: "bad_frame"}, (), {1: "second"}, 20 * 10**6, 30 * 10**6, 4_000_000, 45 * 10**6
+    )
+    bench.telemetry.keep(chunk, told, recorded={2})
+    (span,) = bench.spans()
+    assert (span["trace"], span["parent"], span["ms"]) == (TRACE, PARENT, (10, 45))
+    assert span["status"] == ("ERROR", "truncated")
+    attributes = span["attributes"]
+    assert (attributes["consumer.outcome"], attributes["error.type"]) == ("dead_letter", "truncated")
+    assert attributes["messaging.message.id"] == "second"
+    times = [attributes[f"consumer.{name}_ms"] for name in ("queue_wait", "device", "commit")]
+    assert times == [10.0, 10.0, 4.0]
+
+
+def test_a_flood_of_dead_letters_stays_within_the_span_budget() -> None:
+    bench = Bench()
+    chunk = chunk_of(*map(FakeRecord, range(5_000)), received_ms=0)
+    bench.telemetry.keep(chunk, past(1, dict.fromkeys(range(5_000), "bad_frame")))
+    assert len(bench.spans()) == 1_000
+
+
+def test_the_slowest_record_of_ten_seconds_is_told_of() -> None:
+    bench = Bench()
+    for offset, (received_ms, ended_ms) in enumerate([(0, 20), (100, 900), (1_000, 1_005), (11_000, 11_001)]):
+        bench.time.now_ms = ended_ms
+        bench.telemetry.keep(
+            chunk_of(FakeRecord(offset), FakeRecord(99), received_ms=received_ms), past(ended_ms)
+        )
+    (span,) = bench.spans()
+    assert span["attributes"]["messaging.kafka.offset"] == 1
+    assert span["ms"] == (100, 900)
+    assert span["attributes"]["consumer.outcome"] == "result"
 
 
 def test_a_batch_links_to_128_spans_at_most() -> None:
