@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from consumer.local.feeds import Part
-from consumer.local.ledger import Ledger, quantile
+from consumer.local.ledger import Ledger, Line, quantile
 
 __all__ = ["Row", "board", "summary"]
 
@@ -65,7 +65,7 @@ def board(rows: Sequence[Row], *, goal: int | None, where: str, height: int = 40
 
 def summary(rows: Sequence[Row]) -> RenderableType:
     """The books at the end."""
-    totals = _table("what went in and what came out", _TOTALS)
+    totals = _table("task", _TOTALS)
     for row in rows:
         book = row.ledger
         good = "green" if book.clean else "red"
@@ -80,7 +80,7 @@ def summary(rows: Sequence[Row]) -> RenderableType:
     notes.add_column()
     for name, text in _notes(rows):
         notes.add_row(name, text)
-    return Group(totals, Text(), notes)
+    return Group(Text("what went in and what came out", style="bold"), totals, Text(), notes)
 
 
 def _notes(rows: Sequence[Row]) -> list[tuple[str, RenderableType]]:
@@ -107,10 +107,12 @@ def _quality(part: Part, judged: Mapping[tuple[bool, bool], int]) -> list[str]:
     if not count:
         return []
     right = judged.get((True, True), 0) + judged.get((False, True), 0)
-    lines = [f"{100 * right / count:.1f} % {part.quality}"]
+    lines = [f"accuracy {100 * right / count:.1f} % {part.quality}"]
     negative, wrong = judged.get((False, True), 0), judged.get((False, False), 0)
     if part.false_alarms and negative + wrong:
-        lines.append(f"{100 * wrong / (negative + wrong):.1f} % {part.false_alarms}")
+        lines.append(
+            f"{part.false_alarms}: {100 * wrong / (negative + wrong):.1f} %, {wrong:,} of {negative + wrong:,}"
+        )
     return lines
 
 
@@ -120,7 +122,7 @@ def _said(rows: Sequence[Row], lines: int) -> Table:
     table.add_column(style="bold cyan", no_wrap=True)
     table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
     for row in rows:
-        latest = list(row.ledger.latest)[:lines]
+        latest = _latest(row.ledger, lines)
         for number in range(lines):
             text = Text("waiting for the first result", style="dim italic") if number == 0 else Text(" ")
             if number < len(latest):
@@ -128,6 +130,13 @@ def _said(rows: Sequence[Row], lines: int) -> Table:
                 text = Text(latest[number].text, style=style)
             table.add_row(row.name if number == 0 else "", text)
     return table
+
+
+def _latest(book: Ledger, lines: int) -> list[Line]:
+    """The last ones, one of them telling where one was lately: most say that there is nothing to say."""
+    every = list(book.latest)
+    shown, telling = every[:lines], [line for line in every if line.telling]
+    return shown if not telling or any(line.telling for line in shown) else [*shown[:-1], telling[0]]
 
 
 def _dead(rows: Sequence[Row]) -> str:
@@ -166,4 +175,7 @@ def _number(value: float | None, digits: int = 0) -> str:
 
 
 def _millis(latencies_s: list[float], share: float) -> str:
-    return f"{_number(1e3 * quantile(latencies_s, share))} ms" if latencies_s else _UNKNOWN
+    if not latencies_s:
+        return _UNKNOWN
+    value_s = quantile(latencies_s, share)
+    return f"{value_s:.1f} s" if value_s >= 10 else f"{1e3 * value_s:,.0f} ms"

@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console, RenderableType
 from rich.live import Live
 
-from consumer.errors import Fatal
+from consumer.errors import ConsumerError, Fatal
 from consumer.exits import Exit
 from consumer.fetch import cache_dir
 from consumer.local import show, stage, supplies, traffic
@@ -73,7 +73,7 @@ def run(
         writers = [stack.enter_context(_Thread(sender.run, stopping)) for sender in senders]
         rows = _watch(console, running, helpers, writers, _goal(running, senders), where, seen)
         console.print(summary(rows))
-        for one in running if not forever else []:
+        for one in running:
             if one.part.depicts:
                 _depict(
                     console, one, pictures or cache_dir() / "pictures", hint=bootstrap_servers is not None
@@ -191,7 +191,11 @@ def _depict(console: Console, one: Running, folder: Path, *, hint: bool) -> None
     folder.mkdir(parents=True, exist_ok=True)
     for kind, (_, event_id) in sorted(one.finest.items()):
         file = folder / ("photo.jpg" if kind == "image" else "video.jpg")
-        show.depict(one.settings, event_id, file)
+        try:
+            show.depict(one.settings, event_id, file)
+        except ConsumerError as error:
+            console.print(f"no picture of {event_id}: {error}", style="yellow", markup=False)
+            continue
         console.print(
             f"a {'photo' if kind == 'image' else 'video'} with what was found in it: {file}", soft_wrap=True
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from consumer.errors import Fatal
 from consumer.exits import Exit
@@ -21,10 +21,10 @@ from consumer.text import held_out
 
 __all__ = ["FEEDS", "PARTS", "Feed", "Offer", "Part", "chosen"]
 
-_CUSTOMERS = 6
-_SEASON_MS = 1_494_201_600_000
-"""2017-05-08: four campaigns run, one of them on 17,000 products."""
-_YEAR_MS = 364 * 86_400_000
+_CUSTOMERS = 12
+_SEASON_MS = 1_509_321_600_000
+"""2017-10-30: five campaigns run, one of them, which begins that day, on 35,000 products."""
+_YEAR_MS = 366 * 86_400_000
 _HISTORY = 150
 """Purchases before the season, so that something is known of the customers when it begins."""
 _MOST_BYTES = 900_000
@@ -70,10 +70,12 @@ class Part:
     reads: tuple[str, ...] = ()
     """Tasks whose results it reads; it may or may not say something on each of them."""
     due: Callable[[Event], Due] = lambda event: Due.RESULT
+    telling: Callable[[Event], bool] = lambda result: True
+    """Whether there is more to a result than to most."""
     true: Callable[[Event], bool] | None = None
     """What a result claims, to be held against the truth of its event."""
     quality: str = ""
-    """What the share of right results is about."""
+    """What the accuracy is about."""
     false_alarms: str = ""
     """What it is called when a result claims what is not."""
     tables: Mapping[str, Callable[[], Iterable[Event]]] = field(default_factory=dict)
@@ -102,14 +104,14 @@ def chosen(names: Iterable[str]) -> dict[str, Part]:
 
 def _emails() -> Iterator[Offer]:
     """The part of the corpus that the model was not trained on, again and again under new ids."""
-    unseen = [
-        (event, label)
-        for event, label in mails.spam_assassin()
-        if label is not None and held_out(event["subject"], event["body"])
-    ]
-    for number in itertools.count():
-        for event, label in unseen:
-            yield Offer({**event, "id": f"{event['id']}-{number}"}, str(event["subject"]), label)
+    unseen = []
+    for event, label in mails.spam_assassin():
+        if label is not None and held_out(event["subject"], event["body"]):
+            unseen.append(Offer(event, str(event["subject"]), label))
+            yield unseen[-1]
+    for number in itertools.count(1):
+        for offer in unseen:
+            yield replace(offer, event={**offer.event, "id": f"{offer.event['id']}-{number}"})
 
 
 def _clicks() -> Iterator[Offer]:
@@ -173,26 +175,34 @@ PARTS: dict[str, Part] = {
         says.spam,
         "emails",
         true=lambda result: result["label"] == "spam",
-        quality="of e-mails that the model was not trained on are called what they are",
-        false_alarms="of good mail is called spam",
+        quality="on e-mails that the model was not trained on",
+        false_alarms="good mail called spam",
         supplies=(supplies.EMAILS,),
     ),
     "discount": Part(
         says.discount,
         "clicks",
         due=lambda event: Due.RESULT if event["kind"] == "cart" else Due.NOTHING,
+        telling=lambda result: result["decision"] == "offer",
         tables={"campaigns": shop.campaigns},
     ),
     "recommend": Part(
         says.recommend, "clicks", tables={"products": lambda: shop.products(until_s=_SEASON_MS // 1000)}
     ),
-    "image": Part(says.image, "uploads", supplies=(supplies.DETECTOR,), depicts=True),
+    "image": Part(
+        says.image,
+        "uploads",
+        telling=lambda result: bool(result["seen"]),
+        supplies=(supplies.DETECTOR,),
+        depicts=True,
+    ),
     "answer": Part(
         says.answer,
         "questions",
         true=lambda result: bool(result["known"]),
-        quality="of questions are answered where a passage does, else declined",
-        false_alarms="of questions that no passage answers get an answer",
+        telling=lambda result: bool(result["known"]),
+        quality="in telling what the passages answer from what they do not",
+        false_alarms="answered although no passage does",
         tables={"knowledge": help_pages.passages},
         supplies=(supplies.LANGUAGE_MODEL,),
     ),

@@ -37,10 +37,13 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A result in plain words, and whether it is true, where that is known."""
+    """A result in plain words."""
 
     text: str
     right: bool | None = None
+    """Whether it is true, where that is known."""
+    telling: bool = True
+    """Whether there is more to it than to most."""
 
 
 @dataclass(slots=True)

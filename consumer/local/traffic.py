@@ -173,7 +173,7 @@ def _enter_result(one: Running, result: Event) -> None:
         right = None
         if one.part.true is not None and sent.truth is not None:
             right = one.part.true(result) is sent.truth
-        line = None if text is None else Line(text, right)
+        line = None if text is None else Line(text, right, one.part.telling(result))
     one.ledger.result(name, line, time.monotonic())
     if one.part.depicts:
         kind, score = says.finest(result)
