@@ -27,7 +27,7 @@ _FRAME_LINES = 6
 """Lines of the board besides those of the tasks."""
 _UNKNOWN = "–"
 _NUMBERS = ("events", "results", "silent", "dead", "/s", "lag", "p50", "p99")
-_TOTALS = ("events", "results", "silent", "dead letters", "duplicates", "missing", "p50", "p99")
+_TOTALS = ("events", "results", "silent", "dead", "duplicates", "missing", "p50", "p99")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def board(rows: Sequence[Row], *, goal: int | None, where: str, height: int = 40
         parts += [ProgressBar(total=goal, completed=min(goal, done)), Text()]  # the text ends the bar's line
     room = (height - _FRAME_LINES - len(rows)) // max(1, len(rows))
     parts.append(_said(rows, max(1, min(_MOST_LINES, room))))
-    parts.append(Text(_dead(rows), style="yellow", no_wrap=True, overflow="ellipsis"))
+    parts.append(Text(f"dead letters: {_dead(rows)}", style="yellow", no_wrap=True, overflow="ellipsis"))
     return _panel(parts, where)
 
 
@@ -89,7 +89,7 @@ def _notes(rows: Sequence[Row]) -> list[tuple[str, RenderableType]]:
     if any(row.ledger.silent for row in rows):
         silent = "events to which the task has nothing to say: the group's committed offsets are past them"
         found.append(("silent", silent))
-    found.append(("broken", f"{broken:,} of these on purpose; {_dead(rows)}"))
+    found.append(("dead", f"{_dead(rows)}; {broken:,} records were broken on purpose"))
     for row in rows:
         book = row.ledger
         if book.strangers or book.wrongly_dead or book.wrongly_alive:
@@ -143,9 +143,7 @@ def _dead(rows: Sequence[Row]) -> str:
     reasons: Counter[str] = Counter()
     for row in rows:
         reasons.update(row.ledger.reasons)
-    return "dead letters: " + (
-        ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common()) or "none"
-    )
+    return ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common()) or "none"
 
 
 def _panel(parts: Sequence[RenderableType], where: str) -> Panel:
@@ -159,7 +157,7 @@ def _panel(parts: Sequence[RenderableType], where: str) -> Panel:
 
 
 def _table(title: str, names: Sequence[str]) -> Table:
-    table: Any = Table(box=None, expand=True, pad_edge=False, header_style="dim", padding=(0, 1))
+    table: Any = Table(box=None, expand=True, pad_edge=False, header_style="dim", padding=(0, 0, 0, 1))
     table.add_column(title, no_wrap=True)
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)

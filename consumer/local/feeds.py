@@ -6,6 +6,7 @@ A new task joins the demo with an entry in PARTS; a new kind of event with one i
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -21,12 +22,12 @@ from consumer.text import held_out
 
 __all__ = ["FEEDS", "PARTS", "Feed", "Offer", "Part", "chosen"]
 
-_CUSTOMERS = 12
+_CUSTOMERS = 6
 _SEASON_MS = 1_509_321_600_000
 """2017-10-30: five campaigns run, one of them, which begins that day, on 35,000 products."""
 _YEAR_MS = 366 * 86_400_000
-_HISTORY = 150
-"""Purchases before the season, so that something is known of the customers when it begins."""
+_HISTORY = 12
+"""Purchases of each customer before the season, so that something is known of them when it begins."""
 _MOST_BYTES = 900_000
 """Largest upload: a topic takes 1 MB unless it is told otherwise."""
 
@@ -118,7 +119,11 @@ def _clicks() -> Iterator[Offer]:
     """Some households' purchases before the season, then everything they look at, put into the cart and buy."""
     year = list(shop.clicks(shop.households(_CUSTOMERS)))
     begin = next(number for number, event in enumerate(year) if event["time"] >= _SEASON_MS)
-    before = [event for event in year[:begin] if event["kind"] in ("purchase", "other")][-_HISTORY:]
+    past: dict[str, deque[Event]] = defaultdict(lambda: deque(maxlen=_HISTORY))
+    for event in year[:begin]:
+        if event["kind"] == "purchase":
+            past[event["user"]].append(event)
+    before = sorted(itertools.chain(*past.values()), key=lambda event: event["time"])
     for event in itertools.chain(before, year[begin:]):
         yield Offer(event, str(event["category"]))
     for number in itertools.count(1):  # next year they do the same

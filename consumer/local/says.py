@@ -44,12 +44,13 @@ def discount(result: Event, category: str) -> str:
     )
 
 
-def recommend(result: Event, product: str) -> str:
-    """The first of both lists."""
+def recommend(result: Event, category: str) -> str:
+    """Who is where in the shop, and the first of both lists."""
     again, new = (_products(result[name]) for name in ("buy_again", "something_new"))
+    who = f"customer {result['user']} at {category.lower()}"
     if not result["buy_again"]:
-        return f"customer {result['user']} is new here; popular: {new}"
-    return f"customer {result['user']} again: {again}; new: {new}"
+        return f"{who}, not known yet; popular: {new}"
+    return f"{who}, again: {again}; new: {new}"
 
 
 def image(result: Event, media_type: str) -> str:
@@ -84,9 +85,9 @@ def offhand(result: Event, what: str) -> str:
 
 
 def finest(result: Event) -> tuple[str, float]:
-    """Kind of a detection, and how much there is to see in its picture."""
+    """Kind of a detection, and how sure it is of the surest object in each frame, all together."""
     frames = [result["objects"], *(frame["objects"] for frame in result["timeline"])]
-    return result["kind"], sum(one["score"] for frame in frames for one in frame)
+    return result["kind"], sum(max((one["score"] for one in frame), default=0.0) for frame in frames)
 
 
 def readable(text: str) -> str | None:

@@ -11,8 +11,8 @@ from consumer.local.ledger import Due, Ledger, Line, Sent
 from consumer.local.meter import Meter
 
 
-def lines(shown: RenderableType) -> list[str]:
-    console = Console(width=100)
+def lines(shown: RenderableType, width: int = 100) -> list[str]:
+    console = Console(width=width)
     with console.capture() as capture:
         console.print(shown)
     return capture.get().splitlines()
@@ -79,9 +79,13 @@ def test_the_summary_says_how_good_and_what_went_wrong() -> None:
     assert totals[:7] == ["spam", "31", "32", "0", "0", "1", "0"]
 
 
-def test_the_summary_fits_a_small_terminal() -> None:
-    assert all(len(line) <= 100 for line in lines(summary(rows(30))))
-    assert len(lines(summary(rows(30)))) <= 18
+def test_all_headings_can_be_read_on_a_small_terminal() -> None:
+    for shown in (summary(rows(30)), board(rows(30), goal=100, where="here", height=24)):
+        text = lines(shown, 80)
+        assert all(len(line) <= 80 for line in text)
+        (heading,) = [line for line in text if "events" in line and "results" in line]
+        assert "…" not in heading
+    assert len(lines(summary(rows(30)), 80)) <= 20
 
 
 def test_the_rate_is_that_of_the_last_seconds() -> None:

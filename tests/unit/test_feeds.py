@@ -99,15 +99,15 @@ CAT = {"label": "cat", "score": 0.71}
         ),
         (
             says.recommend(
-                {"user": "7", "buy_again": [{"name": "Milk, 1 l", "score": 0.9}], "something_new": []}, ""
+                {"user": "7", "buy_again": [{"name": "Milk, 1 l", "score": 0.9}], "something_new": []}, "EGGS"
             ),
-            "customer 7 again: Milk 90 %; new: ",
+            "customer 7 at eggs, again: Milk 90 %; new: ",
         ),
         (
             says.recommend(
-                {"user": "7", "buy_again": [], "something_new": [{"name": "Milk", "score": 0.5}]}, ""
+                {"user": "7", "buy_again": [], "something_new": [{"name": "Milk", "score": 0.5}]}, "EGGS"
             ),
-            "customer 7 is new here; popular: Milk 50 %",
+            "customer 7 at eggs, not known yet; popular: Milk 50 %",
         ),
         (
             says.image({"kind": "image", "width": 4, "height": 3, "objects": [CAT, CAT], "seen": SEEN}, ""),
