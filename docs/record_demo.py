@@ -43,7 +43,7 @@ def worth(rows: Sequence[Row]) -> int:
 
 
 def annotate(name: str) -> None:
-    """One of the demo's photos with what the task `image` finds in it."""
+    """One of the demo's photos that are CC0 with what the task `image` finds in it."""
     task, file = ImageTask(), io.BytesIO()
     task.load(Device())
     photo(name).save(file, "PNG")
@@ -73,7 +73,7 @@ def main() -> int:
     recorder.print(best[1])
     recorder.print()
     recorder.print(summary(books))
-    annotate("motorcycle_right.png")
+    annotate("camera.png")
     recorder.save_svg(str(HERE / "demo.svg"), title="consumer demo")
     return code
 
