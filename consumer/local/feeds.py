@@ -81,6 +81,8 @@ class Part:
     """What it is called when a result claims what is not."""
     tables: Mapping[str, Callable[[], Iterable[Event]]] = field(default_factory=dict)
     """Table -> its rows, keyed by `id`."""
+    options: Mapping[str, str] = field(default_factory=dict)
+    """The task's own, for its worker."""
     supplies: tuple[Supply, ...] = ()
     depicts: bool = False
     """Whether `consumer show` makes pictures of its results."""

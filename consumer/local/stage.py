@@ -119,6 +119,7 @@ def _arguments(one: Running, threads: int) -> list[str]:
         f"--dead-letter-topic={settings.dead_letter_topic}",
         *([f"--state-topic={settings.state_topic}"] if settings.state_topic else []),
         *([f"--table-topics={','.join(settings.table_topics)}"] if settings.table_topics else []),
+        *(f"--option={name}={value}" for name, value in one.part.options.items()),
         f"--metrics-port={one.port}",
         f"--torch-threads={threads}",  # or each model would take all cores from the others
         f"--prepare-threads={threads}",
