@@ -42,6 +42,8 @@ class Running:
     task: type[Task]
     settings: Settings
     """Complete; the names of topics and group are those of this demo."""
+    inputs: tuple[str, ...]
+    """Input topics as its worker is told them."""
     ledger: Ledger = field(default_factory=Ledger)
     finest: dict[str, tuple[float, str]] = field(default_factory=dict)
     """Kind of picture -> how much there is to see in the best so far, and its event."""
@@ -67,19 +69,20 @@ def prepare(servers: str, parts: Mapping[str, Part], *, own: bool) -> list[Runni
     results = {name: f"{prefix}{task.result}s" for name, task in tasks.items()}
     running = []
     for name, part in parts.items():
-        inputs = [results[other] for other in part.reads if other in results]
+        inputs = tuple(f"{tasks[other].result}={results[other]}" for other in part.reads if other in results)
+        inputs = inputs or (f"{prefix}{part.feed}",)
         tables = {table: f"{prefix}{table}" for table in part.tables}
         settings = Settings(
             bootstrap_servers=servers,
             task=name,
             group_id=f"demo-{mark}-{name}",
-            input_topics=tuple(inputs or [f"{prefix}{part.feed}"]),
+            input_topics=inputs,
             output_topic=results[name],
             dead_letter_topic=f"{prefix}{name}_dead_letters",
             state_topic=f"demo-{mark}-{name}-state" if tasks[name].stateful else "",
             table_topics=tuple(f"{table}={topic}" for table, topic in tables.items()),
         )
-        running.append(Running(name, part, tasks[name], settings.for_task(tasks[name])))
+        running.append(Running(name, part, tasks[name], settings.for_task(tasks[name]), inputs))
     specs: dict[str, TopicSpec] = {}
     for each in running:
         specs |= {spec.name: spec for spec in wanted(each.settings, each.task, PARTITIONS, None)}
@@ -114,7 +117,7 @@ def _arguments(one: Running, threads: int) -> list[str]:
         one.name,
         f"--bootstrap-servers={settings.bootstrap_servers}",
         f"--group-id={settings.group_id}",
-        f"--input-topics={','.join(settings.input_topics)}",
+        f"--input-topics={','.join(one.inputs)}",
         f"--output-topic={settings.output_topic}",
         f"--dead-letter-topic={settings.dead_letter_topic}",
         *([f"--state-topic={settings.state_topic}"] if settings.state_topic else []),

@@ -165,8 +165,9 @@ def read(servers: str, running: Sequence[Running], quit: threading.Event) -> Non
 
 
 def _enter_result(one: Running, result: Event) -> None:
-    origin = (result["source_topic"], result["source_partition"], result["source_offset"])
-    name = _name(*origin) if one.part.reads else str(result["event_id"])
+    name = str(result["event_id"])
+    if one.part.reads:
+        name = _known(one, result["source_topic"], result["source_partition"], result["source_offset"])
     sent, line = one.ledger.sent.get(name), None
     if sent is not None:
         text = one.part.say(result, sent.what)
@@ -182,17 +183,26 @@ def _enter_result(one: Running, result: Event) -> None:
 
 def _enter_dead(one: Running, record: Message) -> None:
     headers = {name: _text(value) for name, value in dict(record.headers() or []).items()}
-    name = _name(*(headers.get(each, "") for each in _ORIGIN)) if one.part.reads else headers.get(_ID, "")
+    name = headers.get(_ID, "")
+    if one.part.reads:
+        topic, partition, offset = (headers[each] for each in _ORIGIN)
+        name = _known(one, topic, int(partition), int(offset))
     one.ledger.dead(name, headers.get(_REASON, "unknown"), time.monotonic())
 
 
 def _enter_as_event(record: Message, readers: Sequence[Running]) -> None:
     """A result is an event for the tasks that read results."""
-    place, offset = (str(record.topic()), record.partition() or 0), record.offset() or 0
     for one in readers:
-        name = _name(*place, offset)
+        _known(one, str(record.topic()), record.partition() or 0, record.offset() or 0)
+
+
+def _known(one: Running, topic: str, partition: int, offset: int) -> str:
+    """The name of an event that is a result itself, in the books now: what it became may be seen before it is."""
+    name = f"{topic}/{partition}/{offset}"
+    if name not in one.ledger.sent:
         one.ledger.send(name, Sent(time.monotonic(), Due.MAYBE))
-        one.ledger.placed(name, place, offset)
+        one.ledger.placed(name, (topic, partition), offset)
+    return name
 
 
 def follow(servers: str, running: Sequence[Running], quit: threading.Event) -> None:
@@ -217,11 +227,6 @@ def follow(servers: str, running: Sequence[Running], quit: threading.Event) -> N
                 one.ledger.reached((each.topic, each.partition), each.offset)
     for outsider in outsiders.values():
         outsider.close()
-
-
-def _name(topic: str, partition: int | str, offset: int | str) -> str:
-    """Of an event that is a result itself."""
-    return f"{topic}/{partition}/{offset}"
 
 
 def _text(value: str | bytes | None) -> str:
