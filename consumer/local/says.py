@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from consumer.records import Event
 
-__all__ = ["answer", "discount", "finest", "image", "offhand", "readable", "recommend", "spam"]
+__all__ = ["answer", "discount", "finest", "image", "readable", "recommend", "spam"]
 
 _AGAINST = {
     "no_price": "the click has no price",
@@ -76,12 +76,6 @@ def answer(result: Event, question: str) -> str:
         return f"{question} - not known"
     cited = ", ".join(one["passage"] for one in result["citations"])
     return f"{question} - {' '.join(result['answer'].split())} [{cited}]"
-
-
-def offhand(result: Event, what: str) -> str:
-    """Any other result: its own short values."""
-    own = {name: value for name, value in result.items() if isinstance(value, str | float | bool)}
-    return ", ".join(f"{name} {value}" for name, value in own.items())
 
 
 def finest(result: Event) -> tuple[str, float]:

@@ -68,7 +68,7 @@ def test_tasks_are_chosen_by_name() -> None:
 def test_a_task_that_reads_results_needs_one_that_makes_them(monkeypatch: pytest.MonkeyPatch) -> None:
     from consumer.local.feeds import Part
 
-    monkeypatch.setitem(PARTS, "digest", Part(says.offhand, reads=("spam", "image")))
+    monkeypatch.setitem(PARTS, "digest", Part(lambda result, what: None, reads=("spam", "image")))
     assert list(chosen(["digest", "image"])) == ["image", "digest"]
     with pytest.raises(Fatal, match="reads the results of spam, image"):
         chosen(["digest", "answer"])
