@@ -68,8 +68,10 @@ class Ledger:
     results: int = 0
     answered: int = 0
     """Events that have their result or dead letter."""
-    silent: int = 0
-    """Events that the group's committed offsets have passed, of those for which no result is due."""
+    passed: int = 0
+    """Events that the group's committed offsets have passed, of those that may end in nothing."""
+    spoken: int = 0
+    """Of those that may or may not have a result, the ones that have."""
     duplicates: int = 0
     """Outcomes beyond the first of an event, among the last 200,000 events."""
     strangers: int = 0
@@ -128,7 +130,7 @@ class Ledger:
         while queue and queue[0][0] < offset:
             _, event_id = queue.popleft()
             self.outcomes.setdefault(event_id, 0)
-            self.silent += 1
+            self.passed += 1
 
     def _outcome(self, event_id: str, now_s: float) -> Sent | None:
         sent = self.sent.get(event_id)
@@ -142,12 +144,18 @@ class Ledger:
             return sent
         self.latencies_s.append(now_s - sent.at_s)
         self.answered += sent.due in (Due.RESULT, Due.DEAD_LETTER)
+        self.spoken += sent.due is Due.MAYBE
         return sent
 
     @property
     def settled(self) -> int:
         """Events that have become what they had to."""
-        return self.answered + self.silent
+        return self.answered + self.passed
+
+    @property
+    def silent(self) -> int:
+        """Events that ended in nothing, as they may."""
+        return max(0, self.passed - self.spoken)
 
     @property
     def open(self) -> int:

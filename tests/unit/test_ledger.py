@@ -74,7 +74,7 @@ def test_one_that_may_have_a_result_is_settled_once_whichever_is_seen_first() ->
         ledger.reached(("clicks", 0), 99)
         if not seen_first:
             ledger.result("e0", SPAM, 1.0)
-        assert (ledger.settled, ledger.results, ledger.open) == (1, 1, 0)
+        assert (ledger.settled, ledger.results, ledger.silent, ledger.open) == (1, 1, 0, 0)
         assert ledger.clean
 
 
