@@ -16,8 +16,8 @@ PROGRESS := Downloading [^ ]+ \(([0-9]{2,}(\.[0-9]+)? M|[0-9.]+ G)B\)|Installing
 help:  ## This list
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## */\t/' | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
 
-demo: $(READY)  ## Real e-mails through a real Kafka, watched live (EVENTS=2000, or FOREVER=1 until Ctrl-C)
-	@$(BIN)/consumer demo --events $(EVENTS) $(if $(FOREVER),--forever)
+demo: $(READY)  ## All tasks on real events and a real Kafka, watched live (TASKS=spam,image EVENTS=2000 FOREVER=1)
+	@$(BIN)/consumer demo --events $(EVENTS) $(if $(TASKS),--tasks $(TASKS)) $(if $(FOREVER),--forever)
 
 test: $(READY)  ## The whole test suite, on a real Kafka (ARGS="-k name" for a part)
 	@$(BIN)/python -m pytest $(ARGS)

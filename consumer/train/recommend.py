@@ -15,10 +15,17 @@ from rich.console import Console
 from rich.progress import Progress
 from safetensors.torch import save_file
 
-from consumer.local.groceries import Purchases, read_purchases
 from consumer.models.recommend import NEVER, WEIGHTS, Recommender, load_recommend, pack
 from consumer.train.recommend_card import model_card, table
-from consumer.train.recommend_data import Moment, Vocabulary, day, moments, vocabulary
+from consumer.train.recommend_data import (
+    Moment,
+    Purchases,
+    Vocabulary,
+    day,
+    moments,
+    read_purchases,
+    vocabulary,
+)
 from consumer.train.recommend_fit import EPOCHS, Blend, Parts, fit, join, marks
 from consumer.train.recommend_judge import figures, judge, references, scores
 

@@ -4,19 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 from rich.progress import track
 
-from consumer.local.groceries import Purchases
+from consumer.local.shop import goods, tables
 from consumer.purchases import Bought, Profile, profile, remember
 
-__all__ = ["Moment", "Vocabulary", "day", "moments", "vocabulary"]
+__all__ = ["Moment", "Purchases", "Vocabulary", "day", "moments", "read_purchases", "vocabulary"]
 
 MIN_HOUSEHOLDS = 20
 """Types that fewer households ever bought are left out, as in the references' protocol."""
+
+
+@dataclass(frozen=True, slots=True)
+class Purchases:
+    """Purchases in order of time, one entry each, and the products they are of."""
+
+    household: npt.NDArray[np.int64]
+    product: npt.NDArray[np.int64]
+    time_s: npt.NDArray[np.int64]
+    """The shop's own clock, read as UTC."""
+    products: dict[int, dict[str, str]]
+    """Product -> its category and type; goods with a type only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +54,22 @@ class Moment:
     """All types ever bought before, also those that the state has forgotten."""
     bought: npt.NDArray[np.int32]
     """Types bought from that day on until the end of the month after it."""
+
+
+def read_purchases(folder: Path | None = None) -> Purchases:
+    """All purchases of goods whose type is known; `folder` has other files of the same form (not checked).
+
+    Raises Fatal where the package is missing or its files are not the expected ones.
+    """
+    loaded = tables("transactions", "products", folder=folder)
+    named, bought = goods(loaded["products"]), loaded["transactions"]
+    columns = (named[name].tolist() for name in ("product_id", "product_category", "product_type"))
+    products = {i: {"category": category, "type": kind} for i, category, kind in zip(*columns, strict=True)}
+    bought = bought[bought.product_id.isin(products)]
+    time_s = bought.transaction_timestamp.to_numpy().astype("datetime64[s]").astype(np.int64)
+    order = np.argsort(time_s, kind="stable")
+    household, product = (bought[name].to_numpy() for name in ("household_id", "product_id"))
+    return Purchases(household[order], product[order], time_s[order], products)
 
 
 def day(text: str) -> int:

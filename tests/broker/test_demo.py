@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from PIL import Image
+
 from tests.waiting import wait_until
 
 
@@ -34,33 +36,65 @@ def demo(output: Path, bootstrap_servers: str, *flags: str) -> Iterator[subproce
         process.wait(60)
 
 
-def test_it_ends_with_clean_books(bootstrap_servers: str, tmp_path: Path) -> None:
-    output = tmp_path / "shown"
-    with demo(output, bootstrap_servers, "--events=220") as process:
+def test_it_ends_with_clean_books_and_pictures_that_can_be_made_again(
+    bootstrap_servers: str, tmp_path: Path
+) -> None:
+    output, pictures = tmp_path / "shown", tmp_path / "pictures"
+    tasks = "--tasks=spam,discount,image"
+    with demo(output, bootstrap_servers, tasks, "--events=200", f"--pictures={pictures}") as process:
         code = process.wait(240)
-    text = output.read_text(errors="replace")
+    text = _plain(output.read_text(errors="replace"))
     assert code == 0, text
-    end = " ".join(line for line in _plain(text[text.index("what went in") :]).split())
-    for line in ("events 220", "dead letters 2", "duplicates 0", "missing 0", "accuracy"):
-        assert line in end, text
+    end = text[text.index("what went in") :]
+    totals = {
+        line.split()[0]: line.split()[1:7] for line in end.splitlines() if re.search(r"\d m?s *$", line)
+    }
+    assert totals["spam"] == [
+        "200",
+        "198",
+        "0",
+        "2",
+        "0",
+        "0",
+    ]  # events, results, silent, dead, twice, missing
+    assert totals["image"] == ["2", "1", "0", "1", "0", "0"]
+    events, results, silent, dead, twice, missing = map(int, totals["discount"])
+    assert (events, dead, twice, missing) == (50, 1, 0, 0)
+    assert results + silent == 49 and silent > 0
+    assert "accuracy" in end
+    (command,) = re.findall(r"consumer (show image .+)", end)
+    with Image.open(pictures / "photo.jpg") as picture:
+        size = picture.size
+    again = command.replace("out.png", str(tmp_path / "again.png")).split()
+    subprocess.run([sys.executable, "-m", "consumer", *again], check=True, timeout=120, capture_output=True)
+    with Image.open(tmp_path / "again.png") as picture:
+        assert picture.size == size
 
 
 def test_ctrl_c_ends_it_in_good_order(bootstrap_servers: str, tmp_path: Path) -> None:
     output = tmp_path / "shown"
-    with demo(output, bootstrap_servers, "--forever") as process:
+    with demo(output, bootstrap_servers, "--tasks=spam", "--forever") as process:
 
         def shows_a_verdict() -> bool:
             assert process.poll() is None, output.read_text(errors="replace")
-            return "ham" in output.read_text(errors="replace")
+            return re.search(r"ham +\d", _plain(output.read_text(errors="replace"))) is not None
 
         wait_until(shows_a_verdict, 120, lambda: output.read_text(errors="replace"))
         process.send_signal(signal.SIGINT)
         code = process.wait(90)
     text = output.read_text(errors="replace")
     assert code == 0, text
-    end = " ".join(_plain(text[text.index("what went in") :]).split())
-    assert "duplicates 0" in end
-    assert "missing 0" in end
+    end = _plain(text[text.index("what went in") :])
+    (totals,) = [line.split() for line in end.splitlines() if re.match(r"spam .+ m?s *$", line)]
+    assert int(totals[1]) > 0
+    assert totals[5:7] == ["0", "0"]
+
+
+def test_an_unknown_task_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    output = tmp_path / "shown"
+    with demo(output, "localhost:1", "--tasks=spma") as process:
+        assert process.wait(60) == 2
+    assert "the demo has no task spma" in _plain(output.read_text())
 
 
 def _plain(text: str) -> str:

