@@ -24,7 +24,7 @@ __all__ = ["Pool", "Prepared"]
 
 log = logging.getLogger(__name__)
 
-_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 8.0
+_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 4.0
 """Before an outage is tried again: twice as long each time."""
 
 

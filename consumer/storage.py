@@ -28,7 +28,7 @@ _PAUSES_S = (0.1, 0.4, 1.5)
 _PASSING = ("missing_object", "object_unreadable")
 
 _PATIENCE: Mapping[str, Any] = {
-    "retry_config": {"max_retries": 4, "retry_timeout": timedelta(seconds=15)},
+    "retry_config": {"max_retries": 2, "retry_timeout": timedelta(seconds=15)},
     "client_options": {"connect_timeout": "5s", "timeout": "60s"},
 }
 """How long a storage that is away is waited for at a time; then `Retry` says so, and it is asked again."""

@@ -26,6 +26,7 @@ from tests.waiting import wait_until
 __all__ = ["S3Server", "free_ports"]
 
 _PORTS = ("master.port", "volume.port", "filer.port", "s3.port")
+_HERE = ("-ip=127.0.0.1", "-ip.bind=127.0.0.1")
 
 
 def _program() -> str:
@@ -58,7 +59,7 @@ class S3Server:
         names = [name + suffix for name in _PORTS for suffix in ("", ".grpc")]
         self._ports = dict(zip(names, free_ports(len(names)), strict=True))
         self.endpoint = f"http://127.0.0.1:{self._ports['s3.port']}"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._processes: list[subprocess.Popen[bytes]] = []  # the store, and the gateway that speaks S3
         user = {"accessKey": self.key_id, "secretKey": self.secret}
         actions = ["Admin", "Read", "Write", "List"]
         folder.mkdir(parents=True, exist_ok=True)
@@ -73,41 +74,55 @@ class S3Server:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.kill()
+        self.end()
 
     def start(self) -> None:
-        """Also after `kill`: at the same ports, with what was put before."""
-        fixed = (
-            "server",
-            "-ip=127.0.0.1",
-            "-ip.bind=127.0.0.1",
-            "-s3",
-            "-s3.port.iceberg=0",
-            "-s3.port.lance=0",
-        )
-        sockets = [f"-{part}.localSocket={self._folder / part}.sock" for part in ("filer", "s3")]
-        size = ("-volume.max=100", "-master.volumeSizeLimitMB=64")
-        places = (f"-dir={self._folder}", f"-s3.config={self._folder / 'users.json'}")
-        ports = [f"-{name}={port}" for name, port in self._ports.items()]
-        with (self._folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [_program(), "-logtostderr=true", *fixed, *size, *places, *sockets, *ports],
-                cwd=self._folder,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-        wait_until(self._serves, 60, lambda: (self._folder / "log").read_text(errors="replace")[-3_000:])
+        """Also after `go_away`: at the same port, with what was put before."""
+        own = [f"-{name}={port}" for name, port in self._ports.items() if not name.startswith("s3.")]
+        if not self._processes:
+            size = ("-volume.max=100", "-master.volumeSizeLimitMB=64")
+            self._run("server", "-filer", f"-dir={self._folder}", *_HERE, *size, *own, self._socket("filer."))
+            wait_until(self._stores, 60, self._said)
+        filer = f"-filer=127.0.0.1:{self._ports['filer.port']}.{self._ports['filer.port.grpc']}"
+        doors = [
+            f"-port={self._ports['s3.port']}",
+            f"-port.grpc={self._ports['s3.port.grpc']}",
+            self._socket(),
+        ]
+        none = ("-port.iceberg=0", "-port.lance=0", "-ip.bind=127.0.0.1")
+        self._run("s3", filer, *doors, *none, f"-config={self._folder / 'users.json'}")
+        wait_until(self._serves, 60, self._said)
 
-    def kill(self) -> None:
-        """SIGKILL: it takes its time over a TERM, and keeps what it has acknowledged."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait(30)
-            self._process = None
+    def go_away(self) -> None:
+        """Nobody answers until `start`."""
+        gateway = self._processes.pop()
+        gateway.kill()
+        gateway.wait(30)
+
+    def end(self) -> None:
+        while self._processes:
+            self.go_away()  # killed: it takes its time over a TERM
         for left in Path("/tmp").glob("seaweedfs-*.sock"):
             if left.stem.rpartition("-")[2] in map(str, self._ports.values()):
                 left.unlink(missing_ok=True)
+
+    def _run(self, *arguments: str) -> None:
+        with (self._folder / "log").open("ab") as log:
+            self._processes.append(
+                subprocess.Popen(
+                    [_program(), "-logtostderr=true", *arguments],
+                    cwd=self._folder,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                )
+            )
+
+    def _socket(self, part: str = "") -> str:
+        return f"-{part}localSocket={self._folder / (part or 's3.')}sock"
+
+    def _said(self) -> str:
+        return (self._folder / "log").read_text(errors="replace")[-3_000:]
 
     def options(self, **other: Any) -> dict[str, Any]:
         """For `Storage(s3=...)`."""
@@ -120,13 +135,17 @@ class S3Server:
 
     def put(self, bucket: str, key: str, data: bytes) -> str:
         """Returns its URI."""
-        client = {"allow_http": True}
-        S3Store(bucket, **self.options(), client_options=client).put(key, data)  # type: ignore[arg-type]
+        client: Any = {"allow_http": True}
+        once: Any = {"max_retries": 0}
+        S3Store(bucket, **self.options(), client_options=client, retry_config=once).put(key, data)
         return f"s3://{bucket}/{key}"
 
+    def _stores(self) -> bool:
+        with socket.socket() as caller:
+            return caller.connect_ex(("127.0.0.1", self._ports["filer.port.grpc"])) == 0
+
     def _serves(self) -> bool:
-        assert self._process is not None
-        assert self._process.poll() is None, (self._folder / "log").read_text(errors="replace")[-3_000:]
+        assert all(process.poll() is None for process in self._processes), self._said()
         try:
             self.put("warm-up", "x", os.urandom(10))
         except Exception:
