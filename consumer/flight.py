@@ -34,6 +34,8 @@ class AtWork:
     """What the task recalled, by place; None where it recalls nothing."""
     changes: Sequence[Change] = ()
     """Of keyed state, made while recalling."""
+    held: int = 0
+    """Bytes of its prepared items that the device has not seen."""
 
     def good_stretches(self) -> Iterator[tuple[int, int]]:
         """(start, stop) of the stretches between what was rejected already."""
@@ -76,6 +78,8 @@ class Flights:
         """By number, the oldest first."""
         self.records = 0
         self.nbytes = 0
+        self.held = 0
+        """Bytes of prepared items that the device has not seen."""
         self._in_flight: dict[int, InFlight] = {}
 
     def __len__(self) -> int:
@@ -98,6 +102,11 @@ class Flights:
         self.records += len(events)
         self.nbytes += chunk.nbytes
         return opened
+
+    def hold(self, opened: AtWork, nbytes: int) -> None:
+        """Items of a chunk at work were prepared, or (below zero) seen by the device."""
+        opened.held += nbytes
+        self.held += nbytes
 
     def pop_done(self) -> Iterator[AtWork]:
         """Chunks whose outputs are all there, in the order in which they came and not past one that is not done."""
@@ -130,7 +139,7 @@ class Flights:
             if not any(epochs.get(tp) == epoch for tp, epoch in opened.chunk.epochs.items())
         )
         for number in gone:
-            del self.at_work[number]
+            self.held -= self.at_work.pop(number).held
             if (trace := self.settle(number).trace) is not None:
                 trace.drop()
         return gone

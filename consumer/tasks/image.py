@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from base64 import b64decode
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +11,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
-from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -36,10 +34,6 @@ log = logging.getLogger(__name__)
 MIB = 1 << 20
 FETCHED_AT_ONCE = 4
 """Referenced files that one prepare call reads ahead, side by side: so many more are in memory whole."""
-ROOM_BYTES = 256 * MIB
-"""Decoded pictures that may wait for the device before `prepare` waits: a file of 1 KB can hold megabytes of them."""
-PATIENCE_S = 30.0
-"""How long it waits: who still holds pictures then does not let go of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +57,7 @@ class ImageTask(TorchTask):
     events = ("upload",)
     result = "detection"
     budget = Budget(max_batch_items=32, max_batch_tokens=32)
+    prepare_slice = 8
     tolerance = 0.05
     example: ClassVar[Event] = {
         "id": "9f1c",
@@ -117,7 +112,6 @@ class ImageTask(TorchTask):
             memory_bytes=int(_number("decode_memory_bytes", decode_memory_bytes, int, 64 * MIB, 1 << 40)),
         )
         self._fetchers = ThreadPoolExecutor(4 * FETCHED_AT_ONCE, "fetch")
-        self._waiting: WeakValueDictionary[int, Pixels] = WeakValueDictionary()
 
     def build(self, device: torch.device) -> None:
         try:
@@ -136,9 +130,6 @@ class ImageTask(TorchTask):
 
     def prepare(self, events: Sequence[Event], recalled: Sequence[Any]) -> Sequence[Item | BadRecord]:
         """Decoded pictures of each upload; an item costs as many tokens as it has pictures."""
-        deadline = time.monotonic() + PATIENCE_S
-        while self._waiting_bytes() > ROOM_BYTES and time.monotonic() < deadline:
-            time.sleep(0.005)
         return list(map(self._item, events, self._fetched(events)))
 
     def _fetched(self, events: Sequence[Event]) -> Iterator[bytes | BadRecord]:
@@ -185,11 +176,6 @@ class ImageTask(TorchTask):
     def finish(self, event: Event, output: Event, state: State) -> Event:
         return {"user": event["user"], "time": event["time"], **output}
 
-    def _waiting_bytes(self) -> int:
-        # `values` may fail where another thread adds; the list of `valuerefs` is made in one go
-        alive = (reference() for reference in self._waiting.valuerefs())
-        return sum(frames.nbytes for frames in alive if frames is not None)
-
     def _file(self, event: Event) -> bytes | BadRecord:
         """The bytes of an upload, wherever they are."""
         data, uri, sha256 = event.get("data"), event.get("uri"), event.get("sha256")
@@ -217,7 +203,6 @@ class ImageTask(TorchTask):
         flat, rest = np.split(np.frombuffer(body, np.uint8), [math.prod(head["shape"])])
         frames = flat.reshape(head["shape"])
         squares = rest.reshape(-1, SQUARE, SQUARE, 3) if self._judges_safety else None
-        self._waiting[id(frames)] = frames
         size = (head["width"], head["height"], head["duration_ms"])
         return _item(Pictures(frames, *size, tuple(head["times_ms"]), head["is_video"], squares))
 
