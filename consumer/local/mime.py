@@ -11,6 +11,7 @@ from email.header import decode_header, make_header
 from email.message import EmailMessage, Message
 from email.utils import getaddresses, parsedate_to_datetime
 from itertools import islice
+from typing import Any
 
 from consumer.records import Event
 
@@ -135,7 +136,8 @@ def _size(part: Message) -> int:
     """Bytes of the content, decoded where that can be done."""
     try:
         if part.is_multipart():
-            return sum(len(bytes(inner)) for inner in part.iter_parts())  # type: ignore[attr-defined]
+            inner: Any = part.get_payload()
+            return sum(len(bytes(letter)) for letter in inner)
         data = part.get_payload(decode=True)
         return len(data) if isinstance(data, bytes) else 0
     except Exception:
