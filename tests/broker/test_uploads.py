@@ -22,7 +22,7 @@ from tests.tasks.media_files import BROKEN, still
 MIB = 1 << 20
 LARGE = {"max.message.bytes": str(16 * MIB)}
 PEAK_MIB = 2_500
-"""Of the worker and its decoders together: torch, two models and a batch take 1,100; a bomb that went off, far more."""
+"""Of the worker and its decoders together, twice what was measured; a bomb that went off would take far more."""
 FLAGS = ("--torch-threads", "1", "--max-batch-items", "8", "--max-batch-tokens", "16")
 HASTY = (*FLAGS, "--option", "unsafe=no")
 
