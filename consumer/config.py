@@ -164,6 +164,13 @@ class Settings(BaseSettings):
     max_in_flight_bytes: ByteSize = _field(
         "Flow", ByteSize(64 * MIB), "The same in bytes; half as much again is prefetched.", ge=MIB
     )
+    max_prepared_bytes: ByteSize = _field(
+        "Flow",
+        ByteSize(256 * MIB),
+        "Bytes of prepared items (decoded pictures above all) that wait for the device or are on it; preparing pauses "
+        "at it. 1 KB of video holds megabytes of pictures, so max_in_flight_bytes cannot bound them.",
+        ge=1,
+    )
     max_record_bytes: ByteSize = _field(
         "Flow",
         ByteSize(8 * MIB),
@@ -235,10 +242,11 @@ class Settings(BaseSettings):
         "Threads that tokenise and decode images. One core is "
         "left to the loop; beyond 4 the interpreter lock eats the gain.",
     )
-    prepare_slice: Count = _field(
+    prepare_slice: Count | None = _field(
         "Batches",
-        64,
-        "Events that one prepare call gets: enough to make up for the hand-over, few enough to share.",
+        None,
+        "Events that one prepare call gets: enough to make up for the hand-over, few enough to share. None: the "
+        "task's own.",
     )
     device: str = _field(
         "Model",
@@ -407,6 +415,7 @@ class Settings(BaseSettings):
             "max_batch_tokens": task.budget.max_batch_tokens,
             "max_batch_bytes": task.budget.max_batch_bytes,
             "max_batch_age_ms": task.budget.max_batch_age_ms,
+            "prepare_slice": task.prepare_slice,
         }
         missing = {name: value for name, value in own.items() if getattr(self, name) in (None, "", ())}
         if task.stateful and not self.state_topic:

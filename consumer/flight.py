@@ -39,6 +39,8 @@ class AtWork:
     began_ns: int = 0
     """When the first of it went to the device, and when the last came back (monotonic); 0: nothing did."""
     done_ns: int = 0
+    held: int = 0
+    """Bytes of its prepared items that the device has not seen."""
 
     def good_stretches(self) -> Iterator[tuple[int, int]]:
         """(start, stop) of the stretches between what was rejected already."""
@@ -102,6 +104,8 @@ class Flights:
         """By number, the oldest first."""
         self.records = 0
         self.nbytes = 0
+        self.held = 0
+        """Bytes of prepared items that the device has not seen."""
         self._in_flight: dict[int, InFlight] = {}
 
     def __len__(self) -> int:
@@ -125,6 +129,11 @@ class Flights:
         self.nbytes += chunk.nbytes
         return opened
 
+    def hold(self, opened: AtWork, nbytes: int) -> None:
+        """Items of a chunk at work were prepared, or (below zero) seen by the device."""
+        opened.held += nbytes
+        self.held += nbytes
+
     def pop_done(self) -> Iterator[AtWork]:
         """Chunks whose outputs are all there, in the order in which they came and not past one that is not done."""
         while self.at_work:
@@ -142,9 +151,7 @@ class Flights:
             self._in_flight[number],
             rejected={place: error.reason for place, error in rejected.items()},
             silent=silent,
-            ids={
-                place: str(event["id"]) for place in told if isinstance(event := opened.events[place], dict)
-            },
+            ids={place: identity(event) for place in told if isinstance(event := opened.events[place], dict)},
             began_ns=opened.began_ns,
             done_ns=opened.done_ns,
         )
@@ -164,7 +171,7 @@ class Flights:
             if not any(epochs.get(tp) == epoch for tp, epoch in opened.chunk.epochs.items())
         )
         for number in gone:
-            del self.at_work[number]
+            self.held -= self.at_work.pop(number).held
             if (trace := self.settle(number).trace) is not None:
                 trace.drop()
         return gone

@@ -33,7 +33,8 @@ Rejected = BadRecord
 class Item:
     """What one event costs and what the model gets of it.
 
-    `tokens` is its length along the padded axis: a batch costs longest x count.  `nbytes` is what it holds in memory.
+    `tokens` is its length along the padded axis: a batch costs longest x count.  `nbytes` is what it holds in memory:
+    say it where it is much, for the loop prepares no more ahead of the device than `max_prepared_bytes`.
     """
 
     value: Any
@@ -125,6 +126,8 @@ class Task:
     """Version of the model; stands in every result.  `load` may set it."""
     budget: ClassVar[Budget] = Budget()
     """Batch limits that suit the model; settings override them."""
+    prepare_slice: ClassVar[int] = 64
+    """How many events `prepare` gets at a time at most: few where they are dear, as pictures are."""
 
     def load(self, device: Device) -> None:
         """Device thread, once, before the worker joins its group: build the model."""

@@ -25,9 +25,15 @@ _HTML = re.compile(
 _BLOCK = re.compile(
     r"(?=<\s*/?\s*(?:br|p|div|tr|td|th|li|h[1-6]|table|center|hr|ul|ol|blockquote|option)\b)", re.I
 )
-_HIDDEN = (
-    '[style*="display:none" i],[style*="display: none" i],[style*="font-size:0" i],[style*="font-size: 0" i]'
+_ZERO = r"0*(?:\.0*)?(?![\d.])"
+_HIDING = re.compile(
+    rf"\bdisplay:none|\bvisibility:(?:hidden|collapse)|\bmso-hide:all|\bfont-size:(?:{_ZERO}|[01](?:\.\d*)?p[xt])"
+    rf"|(?<![\w-])opacity:{_ZERO}|\b(?:text-indent|left|top):-\d{{3,}}"
+    rf"|(?=.*\boverflow:hidden).*\b(?:max-)?(?:height|width):{_ZERO}",
+    re.I,
 )
+"""In a style attribute without its spaces and comments.  Style sheets are not applied, and colours not compared."""
+_STYLE_NOISE = re.compile(r"\s+|/\*.*?\*/", re.S)
 _NOT_TEXT = ["script", "style", "title", "head", "noscript", "template"]
 _QUOTED_PRINTABLE = re.compile(r"=(?:3D|20|0A|09)|=\r?\n", re.I)
 _BASE64_LINE = re.compile(r"^[>\t ]{0,8}[A-Za-z0-9+/]{50,}={0,2}[ \t]*$", re.M)
@@ -47,6 +53,10 @@ _MIME = re.compile(
     re.M | re.I,
 )
 
+_INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]"
+)
+"""Characters that show nothing: between letters, they only keep a word from being read."""
 _SIGN = re.compile(r"([^\w\s]|_)")
 _SPACE = re.compile(r"\s+")
 _URL = re.compile(
@@ -87,8 +97,9 @@ def visible(markup: str) -> str:
     """The text that a reader of this HTML sees: no tags, comments, scripts or hidden parts."""
     tree = LexborHTMLParser(_BLOCK.sub(" ", markup))
     tree.strip_tags(_NOT_TEXT, recursive=True)
-    for node in tree.css(_HIDDEN):
-        if node.tag not in ("html", "body"):
+    for node in tree.css("[style],[hidden]"):
+        style = _STYLE_NOISE.sub("", node.attributes.get("style") or "")
+        if node.tag not in ("html", "body") and ("hidden" in node.attributes or _HIDING.search(style)):
             node.decompose()
     return tree.body.text(deep=True, separator="") if tree.body else ""
 
@@ -114,7 +125,7 @@ def _without_furniture(text: str) -> str:
 
 def _tokens(text: str) -> str:
     """Lower-cased, every sign apart, digits as shape, addresses and links as words, runs of signs as one."""
-    text = unicodedata.normalize("NFKC", text).lower()
+    text = unicodedata.normalize("NFKC", _INVISIBLE.sub("", text)).lower()
     text = _SPACE.sub(" ", _SIGN.sub(r" \1 ", text))
     text = _ADDRESS.sub("address", _URL.sub("link", text))
     text = _HEX.sub("code", _HOST.sub("link", text))

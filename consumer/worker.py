@@ -82,7 +82,9 @@ class Worker:
         post = self._inbox.put
         self._engine = Engine(task, choose_device, settings.budget, post)
         self._pool = (
-            Pool(task, settings.prepare_threads, post) if type(task).prepare is not Task.prepare else None
+            Pool(task, settings.prepare_threads, int(settings.max_prepared_bytes), post)
+            if type(task).prepare is not Task.prepare
+            else None
         )
         self._batcher = Batcher(settings.budget)
         self._cap = Cap(
@@ -113,7 +115,6 @@ class Worker:
         self._coverage = self._cover()
         self._flights = Flights()
         self._on_device = 0
-        self._preparing = 0
         self._membership_changed = False
         self._committed: dict[TopicPartition, int] = {}
         self._reported_s = 0.0
@@ -245,12 +246,11 @@ class Worker:
         if self._pool is None:
             self._batcher.add(Run(number, start, stop, 1, 0, opened.chunk.received_ns))
             return
-        size = self._settings.prepare_slice
+        size = self._settings.prepare_slice or self._task.prepare_slice
         for begin in range(start, stop, size):
             end = min(begin + size, stop)
             recalled = None if opened.recalled is None else opened.recalled[begin:end]
             self._pool.submit(number, begin, opened.values[begin:end], recalled)
-            self._preparing += 1
 
     # What other threads have done.
 
@@ -283,10 +283,12 @@ class Worker:
                 raise answer.error
 
     def _on_prepared(self, done: Prepared) -> None:
-        self._preparing -= 1
+        assert self._pool is not None
+        nbytes = self._pool.done(done)
         opened = self._flights.at_work.get(done.chunk)
         if opened is None:
             return
+        self._flights.hold(opened, nbytes)
         for place, item in enumerate(done.items, done.start):
             if isinstance(item, Item):
                 opened.values[place] = item.value
@@ -309,10 +311,9 @@ class Worker:
             if opened is not None:
                 opened.outputs[run.start : run.stop] = done.outputs[begin:end]
                 opened.done_ns = done.ended_ns
-                opened.values[run.start : run.stop] = [None] * len(
-                    run
-                )  # pictures are large: gone when they are seen
+                opened.values[run.start : run.stop] = [None] * len(run)  # pictures are large: gone when seen
                 opened.missing -= len(run)
+                self._flights.hold(opened, -run.nbytes * len(run))
             begin = end
         self._telemetry.device_ran((done.ended_ns - done.begun_ns) / 1e6)
 
@@ -336,7 +337,13 @@ class Worker:
 
     # Working.
 
+    @property
+    def _preparing(self) -> bool:
+        return self._pool is not None and self._pool.busy
+
     def _dispatch(self) -> None:
+        if self._pool is not None:
+            self._pool.feed(self._flights.held)
         while self._on_device < _UNDER_WAY:
             batch = self._batcher.take(time.monotonic_ns(), idle=self._on_device == 0)
             if batch is None:
@@ -425,6 +432,8 @@ class Worker:
         gone = self._flights.drop_foreign(grant.epochs)
         if gone:
             self._batcher.drop(gone.__contains__)
+            if self._pool is not None:
+                self._pool.drop(gone)
         self._committed = {tp: offset for tp, offset in self._committed.items() if tp in grant.epochs}
 
     def _report(self) -> None:

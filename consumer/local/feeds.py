@@ -213,5 +213,18 @@ PARTS: dict[str, Part] = {
         tables={"knowledge": help_pages.passages},
         supplies=(supplies.LANGUAGE_MODEL,),
     ),
+    "insight": Part(
+        says.insight,
+        reads=("spam", "discount", "image"),
+        # Windows of a minute of demo; by the time of the results, for the e-mails are of 2002.
+        options={
+            "clock": "result",
+            "window_s": "10",
+            "campaign_mails": "5",
+            "volume_windows": "3",
+            "share_known": "10",
+            "share_mails": "5",
+        },
+    ),
 }
 """Task -> its part."""

@@ -133,6 +133,7 @@ def _event_of_row(row: dict[str, Any]) -> Event:
         "body": row["body"],
         "html": row.get("html"),
         "headers": row.get("headers") or {},
+        "attachments": row.get("attachments") or [],
     }
 
 

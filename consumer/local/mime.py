@@ -10,6 +10,8 @@ from email import message_from_bytes, policy
 from email.header import decode_header, make_header
 from email.message import EmailMessage, Message
 from email.utils import getaddresses, parsedate_to_datetime
+from itertools import islice
+from typing import Any
 
 from consumer.records import Event
 
@@ -19,6 +21,8 @@ MAX_TEXT_CHARS = 20_000
 MAX_HEADER_CHARS = 2_000
 MAX_HEADERS = 200
 MAX_PARTS = 100
+MAX_NAME_CHARS = 300
+_TEXTUAL = ("text/", "multipart/", "message/")
 
 
 def event_of(raw: bytes, *, max_text_chars: int = MAX_TEXT_CHARS) -> Event:
@@ -26,18 +30,20 @@ def event_of(raw: bytes, *, max_text_chars: int = MAX_TEXT_CHARS) -> Event:
 
     id: the first 32 hex digits of the SHA-256 of the raw bytes. received_at: milliseconds since 1970 of the newest
     Received header, else of Date, else 0. body: the text parts as sent; html: the HTML parts; each at most
-    `max_text_chars` characters. headers: the others, names in lower case, of repeated ones the last.
+    `max_text_chars` characters. headers: the others, names in lower case, of repeated ones the last. attachments: name,
+    media type and size of every part that has a name or is no text.
     """
     try:
         message: Message = message_from_bytes(raw, policy=policy.default)
         headers, received = _headers(message.raw_items())
         body, html = _texts(message, max_text_chars)
+        attachments = list(_attachments(message))
     except Exception:  # a mail too broken (or too deeply nested) for the parser: head and body as they stand
         head, _, rest = raw.replace(b"\r\n", b"\n").partition(b"\n\n")
         lines = re.sub(rb"\n[ \t]+", b" ", head).split(b"\n")
         pairs = (_decoded(line, None).partition(":") for line in lines)
         headers, received = _headers((name, value) for name, colon, value in pairs if colon)
-        body, html = _decoded(rest, None)[:max_text_chars], None
+        body, html, attachments = _decoded(rest, None)[:max_text_chars], None, []
     return {
         "id": hashlib.sha256(raw).hexdigest()[:32],
         "received_at": _received_at(received, headers.get("date", "")),
@@ -47,6 +53,7 @@ def event_of(raw: bytes, *, max_text_chars: int = MAX_TEXT_CHARS) -> Event:
         "body": body,
         "html": html,
         "headers": headers,
+        "attachments": attachments,
     }
 
 
@@ -102,6 +109,39 @@ def _texts(message: Message, max_chars: int) -> tuple[str, str | None]:
         elif kind.startswith(("text/", "multipart/")):  # a multipart that is none is text by another name
             plain.append(_part_text(part))
     return "\n".join(plain)[:max_chars], "\n".join(html)[:max_chars] or None
+
+
+def _attachments(message: Message) -> Iterator[Event]:
+    for part in islice(message.walk(), MAX_PARTS):
+        kind = part.get_content_type()
+        name = _file_name(part)
+        is_letter = kind.startswith("message/") and part.is_multipart()
+        if part.is_multipart() and not is_letter:
+            continue
+        if name is None and not is_letter and not _is_attachment(part) and kind.startswith(_TEXTUAL):
+            continue
+        yield {"name": name, "media_type": _clean(kind)[:MAX_NAME_CHARS], "size": _size(part)}
+
+
+def _file_name(part: Message) -> str | None:
+    """As the sender wrote it; RFC 2231 is read by the library, encoded words in a name by us."""
+    try:
+        name = part.get_filename()
+    except Exception:
+        return None  # the library has no answer to some broken headers
+    return _header_text(name)[:MAX_NAME_CHARS] or None if name else None
+
+
+def _size(part: Message) -> int:
+    """Bytes of the content, decoded where that can be done."""
+    try:
+        if part.is_multipart():
+            inner: Any = part.get_payload()
+            return sum(len(bytes(letter)) for letter in inner)
+        data = part.get_payload(decode=True)
+        return len(data) if isinstance(data, bytes) else 0
+    except Exception:
+        return 0
 
 
 def _is_attachment(part: Message) -> bool:

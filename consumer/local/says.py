@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from consumer.records import Event
 
-__all__ = ["answer", "discount", "finest", "image", "readable", "recommend", "spam"]
+__all__ = ["answer", "discount", "finest", "image", "insight", "readable", "recommend", "spam"]
 
 _AGAINST = {
     "no_price": "the click has no price",
@@ -76,6 +76,11 @@ def answer(result: Event, question: str) -> str:
         return f"{question} - not known"
     cited = ", ".join(one["passage"] for one in result["citations"])
     return f"{question} - {' '.join(result['answer'].split())} [{cited}]"
+
+
+def insight(result: Event, _: str) -> str:
+    """Kind, and what it is in words."""
+    return f"{result['kind'].replace('_', ' ')}: {result['what']}"
 
 
 def finest(result: Event) -> tuple[str, float]:

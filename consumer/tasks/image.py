@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import math
-import time
 from base64 import b64decode
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
-from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
 
-from consumer.errors import BadRecord, Fatal
+from consumer.errors import BadRecord, Fatal, Retry
 from consumer.exits import Exit
 from consumer.media import SQUARE, Limits, Pixels
 from consumer.models.boxes import Found, objects
@@ -23,19 +23,17 @@ from consumer.models.detector import load_detector
 from consumer.models.unsafe import load_unsafe
 from consumer.records import Event
 from consumer.sandbox import Sandbox
-from consumer.storage import Storage
+from consumer.storage import Storage, s3_options
 from consumer.task import Budget, Item, State
 from consumer.torch_task import TorchTask
 
 __all__ = ["ImageTask", "Pictures"]
 
+log = logging.getLogger(__name__)
+
 MIB = 1 << 20
 FETCHED_AT_ONCE = 4
-"""Referenced files that one prepare call reads side by side: so many are in memory whole."""
-ROOM_BYTES = 256 * MIB
-"""Decoded pictures that may wait for the device before `prepare` waits: a file of 1 KB can hold megabytes of them."""
-PATIENCE_S = 30.0
-"""How long it waits: who still holds pictures then does not let go of them."""
+"""Referenced files that one prepare call reads ahead, side by side: so many more are in memory whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +57,7 @@ class ImageTask(TorchTask):
     events = ("upload",)
     result = "detection"
     budget = Budget(max_batch_items=32, max_batch_tokens=32)
+    prepare_slice = 8
     tolerance = 0.05
     example: ClassVar[Event] = {
         "id": "9f1c",
@@ -83,7 +82,11 @@ class ImageTask(TorchTask):
         labels: str | Path | None = None,
         shared_folder: str | Path | None = None,
         bucket: str | None = None,
-        s3: Mapping[str, Any] | None = None,
+        s3_endpoint: str | None = None,
+        s3_region: str | None = None,
+        s3_path_style: bool | str = True,
+        s3_key_id: str | None = None,
+        s3_secret: str | None = None,
         max_bytes: int | str = 32 * MIB,
         decode_s: float | str = 10.0,
         decode_memory_bytes: int | str = 768 * MIB,
@@ -91,15 +94,17 @@ class ImageTask(TorchTask):
         **limits: float | str,
     ) -> None:
         """`threshold`: score from which on an object counts.  `detector` and `labels` replace the shipped detector by
-        a file (`consumer.models.detector`).  `shared_folder`, `bucket`, `s3`: where referenced uploads may be.
+        a file (`consumer.models.detector`).  `shared_folder`, `bucket`: where referenced uploads may be.  `s3_...`:
+        where the bucket is and who asks; what is left out comes from the AWS_... variables.
         `decode_s`: CPU seconds that decoding one upload may take.  `unsafe`: whether to judge that too.  `limits`:
         fields of `consumer.media.Limits`.
         """
         self._threshold = _number("threshold", threshold, float, 1e-6, 1.0)
         self._files = (detector, labels)
-        self._judges_safety = str(unsafe).lower() not in ("no", "false", "0", "off")
+        self._judges_safety = _says_yes(unsafe)
         self._limits = _limits(limits)
         self._max_bytes = int(_number("max_bytes", max_bytes, int, 1, 1 << 40))
+        s3 = s3_options(bucket, s3_endpoint, s3_region, _says_yes(s3_path_style), s3_key_id, s3_secret)
         self._storage = Storage(shared_folder, bucket, s3, self._max_bytes)
         self._sandbox = Sandbox(
             "consumer.media:decode",
@@ -107,9 +112,12 @@ class ImageTask(TorchTask):
             memory_bytes=int(_number("decode_memory_bytes", decode_memory_bytes, int, 64 * MIB, 1 << 40)),
         )
         self._fetchers = ThreadPoolExecutor(4 * FETCHED_AT_ONCE, "fetch")
-        self._waiting: WeakValueDictionary[int, Pixels] = WeakValueDictionary()
 
     def build(self, device: torch.device) -> None:
+        try:
+            self._storage.open()
+        except Retry as outage:
+            log.warning("%s; uploads that lie there wait until it does", outage)
         loaded = load_detector(*self._files)
         if loaded.size != self._limits.size:
             raise Fatal(
@@ -122,16 +130,17 @@ class ImageTask(TorchTask):
 
     def prepare(self, events: Sequence[Event], recalled: Sequence[Any]) -> Sequence[Item | BadRecord]:
         """Decoded pictures of each upload; an item costs as many tokens as it has pictures."""
-        deadline = time.monotonic() + PATIENCE_S
-        while self._waiting_bytes() > ROOM_BYTES and time.monotonic() < deadline:
-            time.sleep(0.005)
-        made: list[Item | BadRecord] = []
-        for begin in range(0, len(events), FETCHED_AT_ONCE):
-            part = events[begin : begin + FETCHED_AT_ONCE]
-            far = any(event.get("uri") is not None for event in part)
-            files = list((self._fetchers.map if far else map)(self._file, part))
-            made += map(self._item, part, files)
-        return made
+        return list(map(self._item, events, self._fetched(events)))
+
+    def _fetched(self, events: Sequence[Event]) -> Iterator[bytes | BadRecord]:
+        """The bytes of each, in order; the next few are fetched while one is decoded."""
+        ahead: deque[Future[bytes | BadRecord]] = deque()
+        for event in events:
+            ahead.append(self._fetchers.submit(self._file, event))
+            if len(ahead) > FETCHED_AT_ONCE:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
     def largest(self) -> Item:
         size, count = self._limits.size, self._limits.max_frames
@@ -167,11 +176,6 @@ class ImageTask(TorchTask):
     def finish(self, event: Event, output: Event, state: State) -> Event:
         return {"user": event["user"], "time": event["time"], **output}
 
-    def _waiting_bytes(self) -> int:
-        # `values` may fail where another thread adds; the list of `valuerefs` is made in one go
-        alive = (reference() for reference in self._waiting.valuerefs())
-        return sum(frames.nbytes for frames in alive if frames is not None)
-
     def _file(self, event: Event) -> bytes | BadRecord:
         """The bytes of an upload, wherever they are."""
         data, uri, sha256 = event.get("data"), event.get("uri"), event.get("sha256")
@@ -199,7 +203,6 @@ class ImageTask(TorchTask):
         flat, rest = np.split(np.frombuffer(body, np.uint8), [math.prod(head["shape"])])
         frames = flat.reshape(head["shape"])
         squares = rest.reshape(-1, SQUARE, SQUARE, 3) if self._judges_safety else None
-        self._waiting[id(frames)] = frames
         size = (head["width"], head["height"], head["duration_ms"])
         return _item(Pictures(frames, *size, tuple(head["times_ms"]), head["is_video"], squares))
 
@@ -221,6 +224,10 @@ class ImageTask(TorchTask):
             "seen": _summary(timeline),
             "unsafe": float(places[:, -1, 0].max()) if self._judges_safety else None,
         }
+
+
+def _says_yes(option: bool | str) -> bool:
+    return str(option).lower() not in ("no", "false", "0", "off")
 
 
 def _item(pictures: Pictures) -> Item:

@@ -1,4 +1,7 @@
-"""Task `spam`: is an e-mail spam?  Subject, text and HTML in; label, calibrated probability and threshold out."""
+"""Task `spam`: is an e-mail spam?  Subject, text and HTML in; label, calibrated probability and threshold out.
+
+Names of attachments are judged beside the model, which does not see them.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from consumer.attachments import dangerous
 from consumer.errors import BadRecord, Fatal
 from consumer.exits import Exit
 from consumer.models.minilm import PAD
@@ -30,7 +34,7 @@ class SpamTask(TorchTask):
     name = "spam"
     events = ("email",)
     result = "spam_verdict"
-    fields = ("id", "received_at", "from", "subject", "body", "html")
+    fields = ("id", "received_at", "from", "subject", "body", "html", "attachments")
     budget = Budget(max_batch_items=256, max_batch_tokens=4_096)
     tolerance = 0.02
     example: ClassVar[Event] = {
@@ -42,6 +46,7 @@ class SpamTask(TorchTask):
         "body": "Dear customer,\n\nthis offer ends TONIGHT. Click http://shop.example.org/w?id=8812 and save $1,200.\n",
         "html": None,
         "headers": {"mime-version": "1.0"},
+        "attachments": [],
     }
 
     def __init__(self, threshold: float | str | None = None, weights: str | Path = WEIGHTS) -> None:
@@ -92,6 +97,7 @@ class SpamTask(TorchTask):
             "time": event.get("received_at") or None,
             "sender_domain": sender_domain(event.get("from")),
             "sketch": sketch,
+            "dangerous_attachments": dangerous(event.get("attachments", ())),
         }
 
 

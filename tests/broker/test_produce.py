@@ -31,7 +31,7 @@ def mail(number: int, **fields: Any) -> dict[str, Any]:
         "subject": "s",
         "body": "b",
     }
-    return {**event, "html": None, "headers": {}, **fields}
+    return {**event, "html": None, "headers": {}, "attachments": [], **fields}
 
 
 def read_all(settings: Settings, topic: str, count: int) -> list[tuple[bytes | None, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +20,6 @@ from consumer.local.uploads import PHOTOS, photo, uploads, video
 from consumer.models.nanodet import LABELS, PLACES, SIZE
 from consumer.records import Event
 from consumer.task import Device, Item, State
-from consumer.tasks import image as image_module
 from consumer.tasks.image import ImageTask
 from consumer.train.image import CHANGES, agreement, detect, judged, mend, overlap, train
 from tests.tasks.media_files import BROKEN, encoded, moving, still
@@ -275,20 +273,6 @@ def test_time_of_decoding_is_bounded() -> None:
     item, other = hurried.prepare([upload(data, "video/mp4"), good], [None, None])
     assert isinstance(item, BadRecord) and item.reason == "decoder_timed_out"
     assert isinstance(other, Item)
-
-
-def test_decoding_waits_while_too_many_pictures_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    task = ImageTask()  # one whose pictures no other test may still hold
-    monkeypatch.setattr(image_module, "ROOM_BYTES", 1_000)
-    event = upload(still("image/jpeg"))
-    held = task.prepare([event], [None])
-    later = threading.Thread(target=task.prepare, args=([event], [None]), daemon=True)
-    later.start()
-    later.join(0.2)
-    assert later.is_alive()
-    del held
-    later.join(20)
-    assert not later.is_alive()
 
 
 @pytest.mark.parametrize(

@@ -414,7 +414,9 @@ def test_a_clock_that_began_wrongly_is_set_right() -> None:
 def test_every_event_is_in_one_window_or_counted_as_left_out(
     moments: list[int], window: int, lateness: int
 ) -> None:
-    windows, clock, sums, total = Windows(window, min(lateness, window)), {}, {}, 0
+    windows, total = Windows(window, min(lateness, window)), 0
+    clock: dict[str, Any] = {}
+    sums: dict[str, Any] = {}
     for moment in moments:
         if admit(clock, moment, windows):
             add(sums, windows.number(moment), (1,))

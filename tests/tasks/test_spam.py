@@ -196,7 +196,23 @@ def test_another_threshold_changes_the_label_and_nothing_else() -> None:
         "time": task.example["received_at"],
         "sender_domain": "shop.example.org",
         "sketch": sketch,
+        "dangerous_attachments": [],
     }
+
+
+def test_a_dangerous_attachment_is_named_and_the_model_does_not_see_it() -> None:
+    task = SpamTask()
+    task.load(Device())
+    attached = {"name": "invoice.pdf.exe", "media_type": "application/pdf", "size": 9}
+    events = [task.example, {**task.example, "attachments": [attached]}]
+    items = [item for item in task.prepare(events, [None, None]) if isinstance(item, Item)]
+    plain, warned = (
+        task.finish(event, output, State())
+        for event, output in zip(events, task.run([item.value for item in items]), strict=True)
+    )
+    assert warned.pop("dangerous_attachments") == [{"name": "invoice.pdf.exe", "reason": "double_extension"}]
+    assert plain.pop("dangerous_attachments") == []
+    assert warned == plain
 
 
 @pytest.mark.parametrize("threshold", ["much", "0", "1", "1.5", "-0.1", "nan"])

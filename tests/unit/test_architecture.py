@@ -14,7 +14,7 @@ FLOORS: dict[str, int] = {
     # words
     "errors": 0, "exits": 0, "records": 0, "task": 0, "secret": 0, "properties": 0, "config": 0, "layers": 0,
     "logs": 0, "metrics": 0, "sampling": 0, "traceparent": 0, "traces": 0, "telemetry": 0, "text": 0, "windows": 0,
-    "purchases": 0, "catalogue": 0, "fetch": 0,
+    "attachments": 0, "purchases": 0, "catalogue": 0, "fetch": 0,
     # parts
     "source": 1, "sink": 1, "codec": 1, "registry": 1, "batcher": 1, "deadletter": 1,
     "span_topic": 1, "state": 1, "changelog": 1, "tables": 1, "coverage": 1, "isolation": 1, "models": 1,

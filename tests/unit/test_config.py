@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from pydantic import ValidationError
@@ -15,7 +15,7 @@ from consumer.task import Budget, Task
 
 class Shout(Task):
     name = "shout"
-    events = ("email", "click")
+    events: ClassVar[tuple[str, ...]] = ("email", "click")
     result = "shouted"
     example = {"id": "1"}
     budget = Budget(max_batch_items=7, max_batch_tokens=99, max_batch_age_ms=3.0)
@@ -198,7 +198,7 @@ def test_sizes_may_have_units() -> None:
 
 class Many(Task):
     name = "many"
-    events = ("email", "click")
+    events: ClassVar[tuple[str, ...]] = ("email", "click")
     result = "seen"
     stateful = True
 
@@ -228,7 +228,7 @@ def test_a_topic_of_no_kind_that_the_task_reads_is_refused(given: tuple[str, ...
 
 def test_one_topic_keeps_the_name_of_its_state() -> None:
     class One(Many):
-        events = ("click",)
+        events: ClassVar[tuple[str, ...]] = ("click",)
 
     assert settings().for_task(One).changelogs == {"clicks": "consumer-many-state"}
     assert settings(input_topics=("a", "b")).for_task(One).events_by_topic == {"a": "click", "b": "click"}

@@ -124,6 +124,7 @@ CAT = {"label": "cat", "score": 0.71}
             "How? - Thirty days. [back]",
         ),
         (says.answer({"known": False}, "How?"), "How? - not known"),
+        (says.insight({"kind": "spam_share", "what": "More of it."}, ""), "spam share: More of it."),
     ],
 )
 def test_a_result_in_a_line(line: str | None, wanted: str | None) -> None:

@@ -53,6 +53,7 @@ def test_a_plain_mail() -> None:
             "date": "Mon, 12 Jan 2026 08:00:00 +0000",
             "x-mailer": "quill",
         },
+        "attachments": [],
     }
 
 
@@ -68,6 +69,52 @@ def test_text_and_html_parts_are_kept_apart_and_attachments_left_out() -> None:
     event = event_of(raw)
     assert event["body"] == "10 €"
     assert event["html"] == "<b>10 €</b>"
+    assert event["attachments"] == [
+        {"name": "x.txt", "media_type": "text/plain", "size": 6},
+        {"name": None, "media_type": "image/png", "size": 3},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("head", "name"),
+    [
+        (b"Content-Disposition: attachment; filename=plain.pdf", "plain.pdf"),
+        (b'Content-Disposition: attachment; filename="two words; and more.pdf"', "two words; and more.pdf"),
+        (b"Content-Disposition: attachment; filename*=utf-8''%E2%82%AC%20rates.pdf", "€ rates.pdf"),
+        (b"Content-Disposition: attachment; filename*0*=utf-8''na%C3%AF;\n filename*1=ve.pdf", "naïve.pdf"),
+        (b'Content-Disposition: attachment; filename="=?utf-8?B?4oKsIHJhdGVzLnBkZg==?="', "€ rates.pdf"),
+        (b'Content-Disposition: attachment; filename="=?iso-8859-1?Q?caf=E9.pdf?="', "café.pdf"),
+        (b'Content-Type: application/pdf; name="old.pdf"', "old.pdf"),
+        (b'Content-Type: text/plain; name="notes.txt"\nContent-Disposition: inline', "notes.txt"),
+        (b"Content-Disposition: attachment; filename*=utf-8''a%E2%80%AEfdp.exe", "a\u202efdp.exe"),
+        (b"Content-Disposition: attachment; filename*=klingon''%FF.pdf", "\ufffd.pdf"),
+        (b"Content-Disposition: attachment", None),
+        (b'Content-Disposition: attachment; filename=""', None),
+        (b"Content-Disposition: attachment; filename*0*=", None),
+    ],
+)
+def test_names_of_attachments_are_decoded(head: bytes, name: str | None) -> None:
+    raw = b"Content-Type: multipart/mixed; boundary=b\n\n--b\n\nhello\n--b\n" + head
+    event = event_of(raw + b"\nContent-Transfer-Encoding: base64\n\nYWJj\n--b--\n")
+    (found,) = event["attachments"]
+    assert (found["name"], found["size"]) == (name, 3)
+    assert event["body"].startswith("hello")
+    assert encoded(event)
+
+
+def test_a_letter_in_a_letter_is_an_attachment_too() -> None:
+    inner = b"Subject: inner\n\ninner text"
+    raw = b"Content-Type: multipart/mixed; boundary=b\n\n--b\n\nouter\n--b\nContent-Type: message/rfc822\n\n"
+    event = event_of(raw + inner + b"\n--b--\n")
+    assert [one["media_type"] for one in event["attachments"]] == ["message/rfc822"]
+    assert event["attachments"][0]["size"] >= len(inner)
+
+
+def test_attachments_have_bounds() -> None:
+    part = b"--b\nContent-Disposition: attachment; filename=" + b"n" * 5_000 + b"\n\nx\n"
+    event = event_of(b"Content-Type: multipart/mixed; boundary=b\n\n" + part * 400 + b"--b--\n")
+    assert len(event["attachments"]) == 99
+    assert max(len(one["name"]) for one in event["attachments"]) == 300
 
 
 @pytest.mark.parametrize(

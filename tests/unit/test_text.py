@@ -29,6 +29,69 @@ def test_html_gives_what_a_reader_sees() -> None:
     assert body_text("", html) == body_text(html)
 
 
+@pytest.mark.parametrize(
+    "hiding",
+    [
+        "style='display :  none'",
+        "STYLE='DISPLAY:NONE !important'",
+        "style='display:/* no */none'",
+        "style='visibility: hidden'",
+        "style='font-size:0px'",
+        "style='font-size: 0.0em;color:red'",
+        "style='font-size:1px'",
+        "style='opacity: 0'",
+        "style='max-height:0;overflow:hidden'",
+        "style='overflow : hidden; height:0px'",
+        "style='mso-hide:all'",
+        "style='text-indent:-9999px'",
+        "style='position:absolute;left:-5000px'",
+        "hidden",
+    ],
+)
+def test_what_no_reader_sees_is_no_text(hiding: str) -> None:
+    assert body_text("", f"<p>good</p><div {hiding}>poem <b>more</b></div><p>end</p>") == "good end"
+
+
+@pytest.mark.parametrize(
+    "style",
+    ["font-size:0.8em", "font-size:10px", "font-size:1em", "opacity:0.9", "fill-opacity:0", "height:0", "left:-10px",
+     "max-height:05px;overflow:hidden", "overflow:hidden;line-height:100%", "border-width:0;overflow:visible",
+     "margin-left:-20px", "display:block"],
+)  # fmt: skip
+def test_what_a_reader_sees_is_text(style: str) -> None:
+    assert body_text("", f"<p>good</p><div style='{style}'>read</div>") == "good read"
+
+
+def test_hostile_html_says_what_it_shows_and_costs_no_time() -> None:
+    shown = {
+        "V<!-- x -->ia<!---->gra": "viagra",
+        "<p>V\u200bi\u200ca\u00adgr\ufeffa": "viagra",
+        "&#86;&#105;&#x61;gra &lt;b&gt;": "viagra b",
+        "<p>good</p><!-- <p>poem</p>": "good",
+        "<p title='a > b <i hidden>'>good</p>": "good",
+        "<style>p {color: red}</style><script>var x = '<p>poem'</script>good": "good",
+        "<table><tr><td>a<table><tr><td>b</table></table>c": "a b c",
+        "<p>good</p><!--[if mso]><p>poem</p><![endif]-->": "good",
+    }
+    assert {markup: body_text("", markup) for markup in shown} == shown
+    nests = [
+        "<div>",
+        "<b>",
+        "<table><tr><td>",
+        "<b><i><p>",
+        "<i style=display:none>",
+        "<!--",
+        "<",
+        "&",
+        "<p style='",
+    ]
+    for nest in nests:
+        begun = time.process_time()
+        body_text("", nest * (5_000_000 // len(nest)))
+        body_text(nest * (5_000_000 // len(nest)))
+        assert time.process_time() - begun < 5.0, nest
+
+
 def test_the_text_part_counts_once_when_it_says_what_the_html_says() -> None:
     assert body_text("buy it now", "<p>Buy it now</p>") == "buy it now"
     both = body_text("minutes of the board about budgets", "<p>Cheap watches</p>")
