@@ -215,15 +215,15 @@ PARTS: dict[str, Part] = {
     ),
     "insight": Part(
         says.insight,
-        reads=("spam", "discount", "image"),
-        # Windows of a minute of demo; by the time of the results, for the e-mails are of 2002.
+        reads=("spam", "discount", "recommend", "image", "answer"),
+        # A minute of demo has many windows; by the time of the results, for the e-mails are of 2002.
         options={
             "clock": "result",
-            "window_s": "10",
-            "campaign_mails": "5",
+            "window_s": "5",
             "volume_windows": "3",
-            "share_known": "10",
-            "share_mails": "5",
+            "campaign_mails": "3",
+            "shift_scores": "200",
+            "shift_reference": "1000",
         },
     ),
 }
