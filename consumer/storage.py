@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import unquote, urlsplit
 
 from consumer.errors import BadRecord, Fatal, Retry, missing_package
@@ -26,6 +26,8 @@ __all__ = ["Storage", "s3_options"]
 _PAUSES_S = (0.1, 0.4, 1.5)
 """Waits before a missing object is looked for again: an upload may be announced a moment before it is readable."""
 _PASSING = ("missing_object", "object_unreadable")
+
+_S3_OPTIONS = ("endpoint", "region", "path_style", "key_id", "secret")
 
 _PATIENCE: Mapping[str, Any] = {
     "retry_config": {"max_retries": 2, "retry_timeout": timedelta(seconds=15)},
@@ -68,6 +70,13 @@ class Storage:
         self._s3 = dict(s3 or {})
         self._max_bytes = max_bytes
         self._store: Any = None if bucket is None else _opened(bucket, self._s3)
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Self:
+        """What a task's options say: `shared_folder`, `bucket` and `s3_...`.  Raises Fatal for what cannot be."""
+        bucket = options.get("bucket")
+        s3 = {name: options[f"s3_{name}"] for name in _S3_OPTIONS if f"s3_{name}" in options}
+        return cls(options.get("shared_folder"), bucket, s3_options(bucket, **s3))
 
     def open(self) -> None:
         """Ask once whether anything will be given.  Raises Fatal when not, Retry when nobody answers."""
@@ -198,13 +207,14 @@ class Storage:
 
 def s3_options(
     bucket: str | None,
-    endpoint: str | None,
-    region: str | None,
-    path_style: bool,
-    key_id: str | None,
-    secret: str | None,
+    endpoint: str | None = None,
+    region: str | None = None,
+    path_style: bool | str = True,
+    key_id: str | None = None,
+    secret: str | None = None,
 ) -> dict[str, Any]:
     """A user's options as obstore wants them.  Raises Fatal for what cannot be."""
+    path_style = str(path_style).lower() not in ("no", "false", "0", "off")
     if endpoint is not None and urlsplit(endpoint).scheme not in ("http", "https"):
         raise Fatal(
             f"option s3_endpoint is {endpoint!r}: it must begin with https:// or http://",

@@ -5,15 +5,12 @@ result's id ─scan─► detection ─source topic, partition, offset─► upl
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, TopicPartition
 from PIL import Image
 
 from consumer.codec import Decoder
@@ -23,6 +20,7 @@ from consumer.exits import Exit
 from consumer.local.pictures import annotated, contact_sheet
 from consumer.lookup import event_schema, registry_of, result_schema, schema_folders
 from consumer.media import Limits
+from consumer.ops.scan import reader, scan
 from consumer.records import Event
 from consumer.sandbox import Sandbox
 from consumer.storage import Storage
@@ -47,9 +45,9 @@ def depict(settings: Settings, result_id: str, file: Path) -> None:
         raise Fatal(f"{file} must end in {', '.join(_FORMATS)}", exit_code=Exit.USAGE)
     if not file.parent.is_dir():
         raise Fatal(f"there is no folder {file.parent}", exit_code=Exit.USAGE)
-    with _reader(settings) as reader:
-        result = _result(reader, settings, result_id)
-        upload = _upload(reader, settings, result)
+    result = _result(settings, result_id)
+    with reader(settings.admin_conf()) as client:
+        upload = _upload(client, settings, result)
     picture = drawn(result, upload, settings.task_arguments())
     picture.save(file, form)
 
@@ -81,8 +79,7 @@ def _size(result: Event) -> int:
 def _file(upload: Event, options: dict[str, Any]) -> bytes:
     if upload.get("data") is not None:
         return bytes(upload["data"])
-    storage = Storage(options.get("shared_folder"), options.get("bucket"), options.get("s3"))
-    return storage.read(str(upload.get("uri")), upload.get("sha256") or "")
+    return Storage.of(options).read(str(upload.get("uri")), upload.get("sha256") or "")
 
 
 def _pictures(data: bytes, media_type: str, limits: Limits) -> tuple[list[Image.Image], list[int]]:
@@ -95,12 +92,12 @@ def _pictures(data: bytes, media_type: str, limits: Limits) -> tuple[list[Image.
     return [Image.fromarray(one) for one in pixels], head["times_ms"]
 
 
-def _result(reader: Consumer, settings: Settings, result_id: str) -> Event:
+def _result(settings: Settings, result_id: str) -> Event:
     """The detection of that event.  A record that does not hold the id's bytes is not even decoded."""
     schema = result_schema("detection", schema_folders(settings))
     decoder = Decoder(schema, registry=registry_of(settings))
     wanted, looked, found = result_id.encode(), 0, None
-    for record in _all(reader, settings.output_topic):
+    for record in scan(settings.admin_conf(), settings.output_topic):
         looked += 1
         value = record.value()
         if value is not None and wanted in value:
@@ -115,19 +112,19 @@ def _result(reader: Consumer, settings: Settings, result_id: str) -> Event:
     return found
 
 
-def _upload(reader: Consumer, settings: Settings, result: Event) -> Event:
+def _upload(client: Consumer, settings: Settings, result: Event) -> Event:
     place = TopicPartition(result["source_topic"], result["source_partition"], result["source_offset"])
     where = f"{place.topic}, partition {place.partition}, offset {place.offset}"
     gone = f"the upload is gone ({where})"
-    if place.topic not in reader.list_topics(timeout=_PATIENCE_S).topics:
+    if place.topic not in client.list_topics(timeout=_PATIENCE_S).topics:
         raise Fatal(f"{gone}: there is no such topic any more")
-    low, high = reader.get_watermark_offsets(
+    low, high = client.get_watermark_offsets(
         TopicPartition(place.topic, place.partition), timeout=_PATIENCE_S
     )
     if not low <= place.offset < high:
         raise Fatal(f"{gone}: retention has deleted it, the oldest record there has offset {low:,}")
-    reader.assign([place])
-    record = reader.poll(_PATIENCE_S)
+    client.assign([place])
+    record = client.poll(_PATIENCE_S)
     if record is None:
         raise Retry(f"Kafka does not give the upload ({where}) within {_PATIENCE_S:.0f} s")
     if record.error() is not None or record.offset() != place.offset:
@@ -139,46 +136,3 @@ def _upload(reader: Consumer, settings: Settings, result: Event) -> Event:
     if event["id"] != result["event_id"]:
         raise Fatal(f"{gone}: there is {event['id']!r} now; the topic was made anew")
     return event
-
-
-def _all(reader: Consumer, topic: str) -> Iterator[Message]:
-    """Every committed record that is in the topic now, oldest first in each partition."""
-    left = set(_partitions(reader, topic))
-    reader.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in left])
-    while left:
-        record = reader.poll(_PATIENCE_S)
-        if record is None:
-            raise Retry(f"Kafka does not give the results in {topic}: nothing came for {_PATIENCE_S:.0f} s")
-        failure = record.error()
-        if failure is None:
-            yield record
-        elif failure.code() == KafkaError._PARTITION_EOF:
-            left.discard(record.partition())
-        else:
-            raise KafkaException(failure)
-
-
-def _partitions(reader: Consumer, topic: str) -> list[int]:
-    there = reader.list_topics(topic, timeout=_PATIENCE_S).topics[topic]
-    if there.error is not None:
-        raise Fatal(f"there is no topic {topic}: name it with --output-topic", exit_code=Exit.USAGE)
-    return list(there.partitions)
-
-
-@contextmanager
-def _reader(settings: Settings) -> Iterator[Consumer]:
-    conf = settings.consumer_conf() | {
-        "group.id": f"consumer-show-{uuid.uuid4().hex[:8]}",
-        "isolation.level": "read_committed",
-        "auto.offset.reset": "error",
-        "enable.partition.eof": True,
-        "log_level": 0,
-    }
-    conf.pop("group.instance.id", None)  # that is a worker's name
-    reader = Consumer(conf)
-    try:
-        yield reader
-    except KafkaException as error:
-        raise Retry(f"Kafka at {settings.brokers()} does not answer: {error.args[0].str()}") from error
-    finally:
-        reader.close()

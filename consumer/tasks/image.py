@@ -104,7 +104,7 @@ class ImageTask(TorchTask):
         self._judges_safety = _says_yes(unsafe)
         self._limits = _limits(limits)
         self._max_bytes = int(_number("max_bytes", max_bytes, int, 1, 1 << 40))
-        s3 = s3_options(bucket, s3_endpoint, s3_region, _says_yes(s3_path_style), s3_key_id, s3_secret)
+        s3 = s3_options(bucket, s3_endpoint, s3_region, s3_path_style, s3_key_id, s3_secret)
         self._storage = Storage(shared_folder, bucket, s3, self._max_bytes)
         self._sandbox = Sandbox(
             "consumer.media:decode",

@@ -21,6 +21,7 @@ from consumer.errors import Fatal
 from consumer.local.show import depict
 from consumer.local.uploads import photo, video
 from consumer.tasks.image import ImageTask
+from tests.s3 import S3Server
 
 OBJECT = {"label": "person", "score": 0.8, "left": 0.1, "top": 0.1, "width": 0.5, "height": 0.8}
 
@@ -118,6 +119,26 @@ def test_a_file_in_a_shared_folder(kafka: Desk, tmp_path: Path) -> None:
         depict(settings, "far", tmp_path / "out.png")
 
 
+def test_a_file_on_s3(kafka: Desk, tmp_path: Path) -> None:
+    """By the options that the task itself takes."""
+    data = png()
+    with S3Server(tmp_path / "s3") as server:
+        server.put("photos", "a.png", data)
+        digest = hashlib.sha256(data).hexdigest()
+        kafka.detection("there", kafka.upload("there", uri="s3://photos/a.png", sha256=digest))
+        told = server.options()
+        options = {
+            "bucket": "photos",
+            "s3_endpoint": told["endpoint"],
+            "s3_region": told["region"],
+            "s3_key_id": server.key_id,
+            "s3_secret": server.secret,
+        }
+        depict(kafka.settings.model_copy(update={"task_options": options}), "there", tmp_path / "out.png")
+    with Image.open(tmp_path / "out.png") as made:
+        assert made.size == (512, 512)
+
+
 def test_what_cannot_be_shown_is_said(kafka: Desk, tmp_path: Path) -> None:
     out = tmp_path / "out.png"
     offset = kafka.upload("there", data=png())
@@ -136,7 +157,7 @@ def test_what_cannot_be_shown_is_said(kafka: Desk, tmp_path: Path) -> None:
         depict(kafka.settings, "there", tmp_path / "out.bmp")
     with pytest.raises(Fatal, match="there is no folder"):
         depict(kafka.settings, "there", tmp_path / "no" / "out.png")
-    with pytest.raises(Fatal, match="there is no topic nowhere"):
+    with pytest.raises(Fatal, match="topic 'nowhere' does not exist"):
         depict(kafka.settings.model_copy(update={"output_topic": "nowhere"}), "there", out)
     assert not out.exists()
 
