@@ -22,7 +22,7 @@ from consumer.cli_traces import traces
 from consumer.config import Settings
 from consumer.errors import ConsumerError, Fatal, missing_package
 from consumer.exits import Exit
-from consumer.flags import CONNECTION, SCHEMAS, with_settings
+from consumer.flags import CONNECTION, SCHEMAS, OptionalTask, TaskArgument, with_settings
 from consumer.layers import Shown, effective
 
 __all__ = ["app", "main"]
@@ -44,13 +44,6 @@ app.add_typer(produce, name="produce", rich_help_panel="Kafka")
 app.add_typer(deadletters, name="deadletters", rich_help_panel="Operate")
 app.add_typer(traces, name="traces", rich_help_panel="Operate")
 
-TaskArgument = Annotated[
-    str, typer.Argument(metavar="TASK", help="spam, or your own as package.module:Class", show_default=False)
-]
-OptionalTask = Annotated[
-    str | None,
-    typer.Argument(metavar="TASK", help="spam, or your own as package.module:Class", show_default=False),
-]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, for scripts.")]
 Data = Annotated[
     Path | None, typer.Option("--data", metavar="DIR", help="Folder with labelled e-mails in *.avro files.")

@@ -19,7 +19,7 @@ from rich.text import Text
 from consumer.config import Settings
 from consumer.errors import Fatal
 from consumer.exits import Exit
-from consumer.flags import CONNECTION, SCHEMAS, with_settings
+from consumer.flags import CONNECTION, SCHEMAS, TaskArgument, with_settings
 from consumer.ops.letters import Letter, Place, Selection, Tally, as_document
 from consumer.ops.moments import moment_ms, shown
 
@@ -30,12 +30,6 @@ deadletters = typer.Typer(
     help="Look at what could not be processed, and send it back once the cause is mended.",
 )
 
-TaskArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="TASK", help="A shipped task, or your own as package.module:Class", show_default=False
-    ),
-]
 Reasons = Annotated[
     list[str] | None, typer.Option("--reason", metavar="WORD", help="Only these reasons, such as truncated.")
 ]

@@ -16,10 +16,17 @@ from rich.markup import escape
 from consumer.config import Settings
 from consumer.layers import load
 
-__all__ = ["CONNECTION", "SCHEMAS", "with_settings"]
+__all__ = ["CONNECTION", "SCHEMAS", "OptionalTask", "TaskArgument", "with_settings"]
 
 CONNECTION = ("bootstrap_servers", "kafka")
 SCHEMAS = tuple(name for name in Settings.model_fields if name.startswith("schema_"))
+_TASK = typer.Argument(
+    metavar="TASK",
+    help="A shipped task such as spam, or your own as package.module:Class",
+    show_default=False,
+)
+TaskArgument = Annotated[str, _TASK]
+OptionalTask = Annotated[str | None, _TASK]
 _KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 
